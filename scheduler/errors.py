@@ -1,0 +1,153 @@
+"""Every error the program raises on purpose.
+
+HeteroMigError
+├── SpecError                     the user's: asked wrongly, nothing was started (exit 2)
+├── SliceError                    the machine offers no such slice
+│   └── NoUsableSlice             MIG enabled without instance, one GPU without MIG, …
+├── GpuError                      the driver refused; one class for each reason NVML gives
+│   ├── NvmlMissing               libnvidia-ml.so.1 is not there
+│   ├── DriverNotLoaded           the library is there, the kernel module is not
+│   ├── DriverMismatch            library and kernel module differ in version
+│   ├── NoPermission
+│   ├── NotSupported              this GPU, or this driver, cannot do it
+│   ├── InsufficientResources
+│   ├── InstanceInUse
+│   ├── NotFound
+│   ├── InvalidRequest            NVML rejected the arguments: a bug here, or a driver of another kind
+│   ├── GpuLost
+│   └── NvmlFailure               anything else NVML answers, with its own words
+├── WorkerError
+│   ├── DidNotStart
+│   ├── Died
+│   └── WouldNotStop
+├── LogError                      LoadGen's detail log
+│   ├── NoLog
+│   └── CutOff                    the test ended before LoadGen wrote its result
+└── RecordError                   the run folder
+    ├── FolderTaken               it exists and holds another run
+    ├── DiskFull
+    └── FolderDamaged             a file that judging needs is missing or unreadable
+"""
+
+
+class HeteroMigError(Exception):
+    """An expected failure, told in three facts: what was asked, what was found, what to do."""
+
+    exit_code = 3
+
+    def __init__(self, *, asked: str, found: str, do: str) -> None:
+        super().__init__(asked, found, do)
+        self.asked = asked
+        self.found = found
+        self.do = do
+
+    def __str__(self) -> str:
+        return f"asked: {self.asked}\nfound: {self.found}\ndo:    {self.do}"
+
+
+class SpecError(HeteroMigError):
+    """What the user asked cannot be done as asked; nothing was started."""
+
+    exit_code = 2
+
+
+class SliceError(HeteroMigError):
+    """The machine does not offer the slices asked for."""
+
+
+class NoUsableSlice(SliceError):
+    """There is a GPU, but nothing on it that a workload can be pinned to as asked."""
+
+
+class GpuError(HeteroMigError):
+    """The NVIDIA driver refused or failed."""
+
+
+class NvmlMissing(GpuError):
+    """The NVIDIA management library (libnvidia-ml.so.1) is not on this machine."""
+
+
+class DriverNotLoaded(GpuError):
+    """The NVIDIA library is present, but its kernel driver is not loaded."""
+
+
+class DriverMismatch(GpuError):
+    """The NVIDIA library and the loaded kernel driver are of different versions."""
+
+
+class NoPermission(GpuError):
+    """The driver refused this user."""
+
+
+class NotSupported(GpuError):
+    """This GPU or this driver version does not know the operation."""
+
+
+class InsufficientResources(GpuError):
+    """The GPU has no room left at the placement asked for."""
+
+
+class InstanceInUse(GpuError):
+    """A process still uses the instance."""
+
+
+class NotFound(GpuError):
+    """The driver knows no such device or instance."""
+
+
+class InvalidRequest(GpuError):
+    """The driver rejected an argument."""
+
+
+class GpuLost(GpuError):
+    """The GPU fell off the bus or must be reset."""
+
+
+class NvmlFailure(GpuError):
+    """NVML answered with an error that has no class of its own."""
+
+
+class WorkerError(HeteroMigError):
+    """A benchmark's process did not do its part."""
+
+
+class DidNotStart(WorkerError):
+    """The process could not be started, or ended before its first query."""
+
+
+class Died(WorkerError):
+    """The process ended unasked."""
+
+
+class WouldNotStop(WorkerError):
+    """The process outlived SIGKILL by more than the kernel should allow."""
+
+
+class LogError(HeteroMigError):
+    """LoadGen's detail log does not say what is needed."""
+
+
+class NoLog(LogError):
+    """There is no detail log: LoadGen never ran."""
+
+
+class CutOff(LogError):
+    """The log ends before LoadGen's verdict: the test was stopped or died."""
+
+
+class RecordError(HeteroMigError):
+    """The run folder cannot be written or read."""
+
+
+class FolderTaken(RecordError):
+    """The output folder already holds something."""
+
+    exit_code = 2
+
+
+class DiskFull(RecordError):
+    """No space is left for the record."""
+
+
+class FolderDamaged(RecordError):
+    """A file that judging needs is missing or unreadable."""

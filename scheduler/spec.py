@@ -1,0 +1,192 @@
+"""What the user asks, validated: the only place where input is. Decides nothing."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+import profiles
+from scheduler.errors import SpecError
+from workloads import catalog
+from workloads.protocol import DeviceKind, Precision, Scenario, Size
+
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+
+def parse_duration(value: object) -> float:
+    """Seconds from ``90s``, ``10m``, ``1.5h``, ``600000ms``.
+
+    A bare number is refused: the predecessor's options were in milliseconds, most tools' are in seconds.
+
+    Raises:
+        ValueError: it is not a duration.
+    """
+    match = _DURATION.fullmatch(str(value).strip())
+    if match is None:
+        bare = re.fullmatch(r"\d+(\.\d+)?", str(value).strip())
+        reason = "a bare number could be seconds or milliseconds" if bare else "not a duration"
+        raise ValueError(f"{reason}: {value!r}; write it with its unit, as 90s, 10m or 600000ms")
+
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration)]
+Seconds = Annotated[float, Field(ge=0)]
+
+
+class Preset(BaseModel):
+    """One entry of ``profiles/presets.yaml``; in seconds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: dict[DeviceKind, Size]
+    main_duration_s: Seconds
+    background_test_duration_s: Seconds
+    mlperf_sample_counts: bool
+    start_timeout_s: Seconds
+    start_buffer_s: Seconds
+    end_buffer_s: Seconds
+    main_timeout_s: Seconds
+    stop_grace_s: Seconds
+    stall_after_s: Seconds
+    drain_timeout_s: Seconds
+
+
+def presets() -> dict[str, Preset]:
+    """The run presets by name."""
+    return {name: Preset.model_validate(entry) for name, entry in profiles.read_yaml("presets.yaml").items()}
+
+
+class Windows(BaseModel):
+    """A run's waits, in seconds. NVIDIA's ``--start_time_buffer`` is ``start_timeout_s`` in its code and
+    ``start_buffer_s`` in its document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    start_timeout_s: Seconds
+    """The longest wait for all background benchmarks to issue."""
+    start_buffer_s: Seconds
+    """The pause after the last background benchmark issues."""
+    end_buffer_s: Seconds
+    """How long background must outlive main."""
+    main_timeout_s: Seconds
+    """The longest a main benchmark may take from its launch."""
+    stop_grace_s: Seconds
+    """Between asking a process to stop and killing it."""
+    stall_after_s: Annotated[float, Field(gt=0)]
+    """An issuing benchmark that completes nothing for this long has stalled."""
+    drain_timeout_s: Seconds
+    """The longest wait for a draining background benchmark to finish the test in hand."""
+
+
+class RunSpec(BaseModel):
+    """One run as asked for. None means: as the preset, the workload or the slice has it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    main: str
+    main_scenario: Scenario = Scenario.OFFLINE
+    main_duration: Duration | None = None
+    main_slice: str | None = None
+    target_qps: Annotated[float, Field(gt=0)] | None = None
+    background: tuple[str, ...] = ()
+    """Names of the catalogue; macros are expanded, main's own model is left out."""
+    background_duration: Literal["automatic"] | Duration = "automatic"
+    on_main_end: Literal["kill", "drain"] = "kill"
+    on_breach: Literal["stop", "record"] = "stop"
+    slices: str = "auto"
+    preset: Literal["auto", "quick", "mlperf"] = "auto"
+    size: Literal["auto", "full", "small"] = "auto"
+    precision: Precision | Literal["auto"] = "auto"
+    batch_size: dict[str, Annotated[int, Field(ge=1)]] = {}
+    """By workload name."""
+    weights: dict[str, Path] = {}
+    data: dict[str, Path] = {}
+    seed: Annotated[int, Field(ge=0)] = 0
+    start_timeout: Duration | None = None
+    start_buffer: Duration | None = None
+    end_buffer: Duration | None = None
+    main_timeout: Duration | None = None
+    stop_grace: Duration | None = None
+    stall_after: Duration | None = None
+    drain_timeout: Duration | None = None
+
+    @field_validator("main", mode="before")
+    @classmethod
+    def _main_by_name(cls, value: object) -> str:
+        return _known(str(value)).name
+
+    @field_validator("main_scenario", mode="before")
+    @classmethod
+    def _scenario_in_any_case(cls, value: object) -> object:
+        by_plain_name = {scenario.value.lower(): scenario for scenario in Scenario}
+        return by_plain_name.get(re.sub(r"[-_ ]", "", str(value)).lower(), value)
+
+    @field_validator("background", mode="before")
+    @classmethod
+    def _background_by_name(cls, value: object) -> tuple[str, ...]:
+        words = value.split(",") if isinstance(value, str) else [str(word) for word in value]  # type: ignore[attr-defined]
+        names: list[str] = []
+        for word in (word.strip() for word in words):
+            macro = catalog.MACROS.get(word.lower())
+            if macro is not None and len(words) > 1:
+                raise ValueError(f"{word!r} stands for a whole list and cannot be one name of a list")
+
+            names += macro if macro is not None else [_known(word).name]
+
+        return tuple(names)
+
+    @field_validator("batch_size", "weights", "data", mode="before")
+    @classmethod
+    def _by_workload_name(cls, value: object) -> object:
+        return {_known(name).name: item for name, item in value.items()} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunSpec":
+        entry = catalog.CATALOG[self.main]
+        if self.main_scenario not in entry.scenarios:
+            possible = ", ".join(entry.scenarios)
+            raise ValueError(f"{self.main} does not run under {self.main_scenario}; it runs under {possible}")
+
+        for option, paths in (("weights", self.weights), ("data", self.data)):
+            for name, path in paths.items():
+                if not path.exists():
+                    raise ValueError(f"--{option} for {name}: there is no {path}")
+
+        return self
+
+
+def parse_run(asked: dict[str, Any]) -> RunSpec:
+    """The run that ``asked`` (option → value, unset options left out) describes.
+
+    Raises:
+        SpecError: one message for the first thing wrong.
+    """
+    try:
+        return RunSpec.model_validate(asked)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "this combination"
+        value = first.get("input") if first["loc"] else f"--main {asked.get('main')}"
+        message = str(first["msg"]).removeprefix("Value error, ")
+        raise SpecError(
+            asked=f"{option} {value}", found=message, do="correct it; `hetero-mig --help` lists every option"
+        ) from None
+
+
+def _known(name: str) -> catalog.Entry:
+    entry = catalog.find(name)
+    if entry is None:
+        raise ValueError(f"there is no workload {name!r}; there are {', '.join(catalog.CATALOG)}")
+
+    return entry

@@ -1,0 +1,1 @@
+"""The models and LoadGen. Knows nothing of the scheduler."""
