@@ -9,12 +9,12 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The benchmark stands on its slice, its model is loaded, it has answered a first batch."""
+    """The benchmark stands on its slice and its model is loaded; warm-up and calibration follow."""
 
     name: str
     at: float
     facts: dict[str, Any] = field(default_factory=dict)
-    """What the worker found: the device CUDA reports, effective LoadGen settings, notes, versions."""
+    """What the worker found: its pid, the device CUDA reports, load time, notes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,8 @@ class Finished:
     """First query issued, of the measured window; None if LoadGen returned without one."""
     end: float | None = None
     """Last completion."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """Notes of LoadGen's driver, and the batch size it ran with."""
 
 
 @dataclass(frozen=True, slots=True)
