@@ -82,7 +82,7 @@ class Workload(Protocol):
         """Let go of them."""
 
     def predict(self, indices: Sequence[int]) -> "Outputs":
-        """Compute one batch of loaded samples, at most ``batch_size``; return once outputs are on the host."""
+        """Compute one batch of loaded samples, at most ``batch_size``; outputs are on the host on return."""
 
     def reference(self, indices: Sequence[int]) -> "Outputs":
         """The same in fp32, eager, one sample at a time: what ``predict`` is held against."""

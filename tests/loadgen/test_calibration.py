@@ -1,0 +1,157 @@
+"""What is picked from what was measured; the trials here are those of a slice known by a formula."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from workloads.calibration import (
+    MOST_TRIALS,
+    ROOM,
+    BatchTime,
+    Calibration,
+    RunTrial,
+    best_batch,
+    calibrate,
+)
+from workloads.null import Null
+from workloads.protocol import LoadgenSettings, Scenario, WorkloadOptions
+from workloads.sizing import MAX_SAMPLES_PER_TEST, bounded, fit, was_through_early
+from workloads.sut import Batches, Library, Nobody
+
+MS = 10**6
+SERVER = LoadgenSettings(
+    conf_model="*",
+    scenario=Scenario.SERVER,
+    min_duration_ms=10_000,
+    min_query_count=1,
+    performance_sample_count=64,
+    target_qps=None,
+    server_target_latency_ns=15 * MS,
+    qsl_rng_seed=1,
+    sample_index_rng_seed=2,
+    schedule_rng_seed=3,
+)
+OFFLINE = replace(SERVER, scenario=Scenario.OFFLINE)
+ENOUGH_MEMORY = 2**40
+
+
+def calibrated(settings: LoadgenSettings, run_trial: RunTrial) -> Calibration:
+    options = WorkloadOptions(
+        size="small", device="cpu", precision="fp32", batch_size=16, seed=1, threads=1, memory_mib=1
+    )
+    workload = Null("null", options)
+    library = Library(workload)
+    library.load_any(64, 1)
+    return calibrate(workload, library, settings, options.batch_size, run_trial)
+
+
+def slice_that_holds(capacity_qps: float, floor_ns: int = 2 * MS) -> RunTrial:
+    """Latency grows without bound towards the capacity, beyond which the trial is cut with an error."""
+
+    def run_trial(
+        asked: LoadgenSettings, _batch_size: int, _outstanding: int
+    ) -> tuple[int, float, Mapping[str, Any]]:
+        assert asked.target_qps is not None
+        load = asked.target_qps / capacity_qps
+        latency_ns = floor_ns / (1 - load) if load < 1 else 10**12
+        log = {"result_99.00_percentile_latency_ns": int(latency_ns), "num_errors": int(load >= 1)}
+        return 1000, min(asked.target_qps, capacity_qps), log
+
+    return run_trial
+
+
+def test_server_goes_down_until_the_limit_is_held_with_room() -> None:
+    found = calibrated(SERVER, slice_that_holds(80_000))
+    assert [trial.held for trial in found.trials] == [False] * (len(found.trials) - 1) + [True]
+    last = found.trials[-1]
+    assert last.latency_ns is not None
+    assert last.latency_ns <= ROOM * 15 * MS
+    assert found.target_qps == last.asked_qps < 80_000
+    assert found.notes == ()
+
+
+def test_server_says_that_no_rate_holds_the_limit() -> None:
+    found = calibrated(SERVER, slice_that_holds(80_000, floor_ns=20 * MS))
+    assert len(found.trials) == MOST_TRIALS
+    assert found.target_qps == min(trial.asked_qps for trial in found.trials)
+    assert "no rate tried holds the latency limit of 15 ms" in found.notes[0]
+
+
+def test_a_given_rate_is_kept_and_not_tried() -> None:
+    found = calibrated(replace(SERVER, target_qps=123.0), slice_that_holds(1))
+    assert (found.target_qps, found.given, found.trials) == (123.0, True, ())
+    assert [one.batch_size for one in found.batch_times] == [1, 2, 4, 8, 16]
+
+
+def test_server_without_a_limit_is_refused() -> None:
+    with pytest.raises(ValueError, match="server_target_latency_ns"):
+        calibrated(replace(SERVER, server_target_latency_ns=None), slice_that_holds(1))
+
+
+@pytest.mark.parametrize("scenario", [Scenario.OFFLINE, Scenario.SINGLE_STREAM])
+def test_what_answers_at_once_is_timed_under_loadgen(scenario: Scenario) -> None:
+    def run_trial(
+        _asked: LoadgenSettings, _batch_size: int, _outstanding: int
+    ) -> tuple[int, float, Mapping[str, Any]]:
+        return 1000, 3000.0, {"num_errors": 0}
+
+    found = calibrated(replace(SERVER, scenario=scenario), run_trial)
+    assert found.target_qps == pytest.approx(3750 if scenario is Scenario.OFFLINE else 4000)
+
+
+def test_the_best_batch_leaves_half_the_limit_free() -> None:
+    times = [BatchTime(size, (3 + size) * MS, (3 + size) * MS, 5) for size in (1, 2, 4, 8, 16)]
+    assert best_batch(times, 30 * MS).batch_size == 8
+    assert best_batch(times, 1000 * MS).batch_size == 16
+    assert best_batch(times, 1 * MS).batch_size == 2  # none fits: the best of those about as quick as any
+
+
+def test_main_has_the_queries_that_early_stopping_needs() -> None:
+    asked, notes = fit(SERVER, 1000.0, ENOUGH_MEMORY)
+    assert (asked.min_query_count, asked.min_duration_ms, asked.target_qps) == (2010, 10_000, 1000.0)
+    assert notes == []
+    assert fit(replace(SERVER, min_query_count=5000), 1000.0, ENOUGH_MEMORY)[0].min_query_count == 5000
+    streams = replace(SERVER, scenario=Scenario.MULTI_STREAM)
+    assert fit(streams, 1000.0, ENOUGH_MEMORY)[0].min_query_count == 662
+
+
+def test_main_says_when_the_queries_take_long() -> None:
+    _asked, notes = fit(SERVER, 10.0, ENOUGH_MEMORY)
+    assert notes == ["at 10/s the 459 queries that are needed take about 46 s, not the 10 s asked for"]
+
+
+def test_main_is_cut_to_what_fits_in_memory() -> None:
+    asked, notes = fit(OFFLINE, 1e6, 2**30)
+    assert asked.min_duration_ms < 10_000
+    assert 1.1e6 * asked.min_duration_ms / 1e3 * 212 <= 2**29 * 1.001
+    assert "take more memory than there is" in notes[0]
+
+
+@pytest.mark.parametrize("samples_per_s", [0.05, 3.3, 900.0, 2.5e6])
+@pytest.mark.parametrize("batch_size", [1, 7, 1024])
+def test_a_background_test_is_bounded_and_of_whole_batches(samples_per_s: float, batch_size: int) -> None:
+    asked = bounded(OFFLINE, samples_per_s, batch_size, None)
+    assert asked.min_query_count % batch_size == 0
+    assert 0 < asked.min_query_count < MAX_SAMPLES_PER_TEST + batch_size
+    assert 1 <= asked.min_duration_ms <= 10_000
+    # LoadGen makes the larger of the count and 1.1 × rate × duration: the count, or batches are not whole.
+    assert asked.min_query_count >= 1.1 * samples_per_s * asked.min_duration_ms / 1e3
+    # Unless bounded, the test is long enough to be VALID at the measured rate and up to 1.2 × of it.
+    if asked.min_query_count < MAX_SAMPLES_PER_TEST:
+        assert asked.min_query_count / samples_per_s >= 1.19 * asked.min_duration_ms / 1e3
+
+
+def test_the_last_background_test_is_as_long_as_the_time_left() -> None:
+    asked = bounded(replace(OFFLINE, min_query_count=24576), 100.0, 4, 2_000_000_000)
+    assert (asked.min_duration_ms, asked.min_query_count) == (2000, 252)
+
+
+@pytest.mark.parametrize(("took_ms", "early"), [(9_999, True), (10_000, False), (12_000, False)])
+def test_only_an_offline_test_can_be_through_early(took_ms: int, early: bool) -> None:
+    batches = Batches(lambda indices: np.zeros((len(indices), 1)), lambda _ids, _outputs: None, 8, Nobody())
+    batches.begin_ns, batches.end_ns = 5 * MS, (5 + took_ms) * MS
+    assert was_through_early(OFFLINE, batches) is early
+    assert not was_through_early(SERVER, batches)

@@ -1,0 +1,244 @@
+"""What LoadGen drives: a sample library and a system under test. Imports no LoadGen."""
+
+import queue
+import random
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from itertools import cycle
+from time import monotonic_ns
+from types import TracebackType
+from typing import TYPE_CHECKING, Protocol
+
+from workloads.protocol import Workload
+
+if TYPE_CHECKING:
+    from workloads.protocol import Outputs
+
+Complete = Callable[[Sequence[int], "Outputs"], None]
+"""Hand LoadGen the outputs of these response ids, in order; returns once LoadGen has taken them."""
+
+
+class Watcher(Protocol):
+    """Who is told of first issue and of batches: the benchmark's Progress, or nobody."""
+
+    def first_issue(self, at_ns: int) -> None: ...
+
+    def began(self, begin_ns: int) -> None: ...
+
+    def completed(self, begin_ns: int, end_ns: int, samples: int, filler: bool) -> None: ...
+
+
+class Nobody:
+    """Watches a test that is not part of the benchmark: one of the calibration."""
+
+    def first_issue(self, at_ns: int) -> None:
+        """Not counted."""
+
+    def began(self, begin_ns: int) -> None:
+        """Not counted."""
+
+    def completed(self, begin_ns: int, end_ns: int, samples: int, filler: bool) -> None:
+        """Not counted."""
+
+
+class Library:
+    """LoadGen's QSL over a workload: what is loaded stays loaded until other samples are asked for.
+
+    LoadGen unloads after each test; with the same seeds the next test asks for the same samples again, and
+    the filler needs them in between.
+    """
+
+    def __init__(self, workload: Workload) -> None:
+        self._workload = workload
+        self._loaded: dict[int, None] = {}  # a set that keeps its order
+        self._turn: Iterator[int] = iter(())
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Have these samples in memory, and no others."""
+        wanted = dict.fromkeys(indices)
+        surplus = [index for index in self._loaded if index not in wanted]
+        missing = [index for index in wanted if index not in self._loaded]
+        if surplus:
+            self._workload.unload_samples(surplus)
+
+        if missing:
+            self._workload.load_samples(missing)
+
+        if surplus or missing:
+            self._loaded = wanted
+            self._turn = cycle(wanted)
+
+    def load_any(self, count: int, seed: int) -> None:
+        """Have ``count`` samples in memory (all, if there are fewer), drawn from the whole library."""
+        total = self._workload.total_sample_count
+        self.load(random.Random(seed).sample(range(total), min(count, total)))
+
+    def take(self, count: int) -> list[int]:
+        """The next ``count`` loaded samples, in turn; the same one again where few are loaded."""
+        return [next(self._turn) for _ in range(count)]
+
+
+class Batches:
+    """Runs batches: predict, complete, and tell the watcher. Used by one thread at a time."""
+
+    def __init__(
+        self,
+        predict: Callable[[Sequence[int]], "Outputs"],
+        complete: Complete,
+        batch_size: int,
+        watcher: Watcher,
+        on_issuing: Callable[[int], None] | None = None,
+    ) -> None:
+        self.begin_ns = 0
+        """LoadGen's first issue(); 0 before."""
+        self.end_ns = 0
+        """When the last QuerySamplesComplete returned."""
+        self.samples = 0
+        self.batch_size = batch_size
+        self._predict = predict
+        self._complete = complete
+        self._watcher = watcher
+        self._began = watcher.began
+        self._completed = watcher.completed
+        self._on_issuing = on_issuing
+
+    @property
+    def samples_per_s(self) -> float:
+        """From first issue to last completion."""
+        return self.samples * 1e9 / (self.end_ns - self.begin_ns)
+
+    def first_issue(self) -> None:
+        """LoadGen issues the test's first query now."""
+        self.begin_ns = monotonic_ns()
+        self._watcher.first_issue(self.begin_ns)
+
+    def run(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        """Answer these samples, in batches of at most ``batch_size``."""
+        count, size = len(ids), self.batch_size
+        if count <= size:
+            self._run_one(ids, indices, count)
+        else:
+            for start in range(0, count, size):
+                stop = min(start + size, count)
+                self._run_one(ids[start:stop], indices[start:stop], stop - start)
+
+    def _run_one(self, ids: Sequence[int], indices: Sequence[int], count: int) -> None:
+        begin_ns = monotonic_ns()
+        self._began(begin_ns)
+        self._complete(ids, self._predict(indices))
+        self.end_ns = end_ns = monotonic_ns()
+        self.samples += count
+        self._completed(begin_ns, end_ns, count, False)
+        if self._on_issuing is not None:
+            self._on_issuing(self.begin_ns)
+            self._on_issuing = None
+
+
+class InlineSut:
+    """Answers on the thread LoadGen issues on: nothing is handed over, so nothing is added to a latency."""
+
+    def __init__(self, batches: Batches) -> None:
+        self._batches = batches
+
+    def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        """LoadGen's IssueQuery; returns when all is answered."""
+        if not self._batches.begin_ns:
+            self._batches.first_issue()
+
+        self._batches.run(ids, indices)
+
+    def __enter__(self) -> "InlineSut":
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        """Nothing to end."""
+
+
+class QueueSut:
+    """Answers on a thread of its own, several queries in a batch where several wait: for Server.
+
+    A batch is made of what waits when the thread is free, up to ``batch_size``; if that is less, the thread
+    waits for more until ``wait_ns`` after it took the first. Of fewer than ``batch_size`` it takes the oldest
+    power of two: a GPU's libraries plan (and on first use load) their kernels anew for every batch size, some
+    100 ms for resnet50 on an H200, so there may only be few sizes, each met before the test.
+
+    Args:
+        guard: wraps the thread's work so that no exception leaves it.
+        compute: the thread.
+    """
+
+    def __init__(
+        self,
+        batches: Batches,
+        wait_ns: int,
+        guard: Callable[[Callable[[], None]], Callable[[], None]],
+        compute: Executor,
+    ) -> None:
+        self._batches = batches
+        self._wait_ns = wait_ns
+        self._queue: queue.SimpleQueue[tuple[Sequence[int], Sequence[int]] | None] = queue.SimpleQueue()
+        self._guard = guard
+        self._compute = compute
+
+    def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        """LoadGen's IssueQuery; returns at once."""
+        if not self._batches.begin_ns:
+            self._batches.first_issue()
+
+        self._queue.put((ids, indices))
+
+    def __enter__(self) -> "QueueSut":
+        self._serving = self._compute.submit(self._guard(self._serve))
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._queue.put(None)
+        self._serving.result()
+
+    def _serve(self) -> None:
+        ids: list[int] = []
+        indices: list[int] = []
+        while ids or self._take(ids, indices, None):
+            self._gather(ids, indices)
+            count = batch_of(len(ids), self._batches.batch_size)
+            self._batches.run(ids[:count], indices[:count])
+            del ids[:count], indices[:count]
+
+    def _gather(self, ids: list[int], indices: list[int]) -> None:
+        until_ns = monotonic_ns() + self._wait_ns
+        while len(ids) < self._batches.batch_size:
+            if not self._take(ids, indices, max(0, until_ns - monotonic_ns())):
+                return
+
+    def _take(self, ids: list[int], indices: list[int], wait_ns: int | None) -> bool:
+        """Add a query to those in hand; False if none came in time (None: however long) or the test is over."""
+        try:
+            query = self._queue.get(timeout=wait_ns / 1e9) if wait_ns else self._queue.get(wait_ns is None)
+        except queue.Empty:
+            return False
+
+        if query is None:  # what was taken is answered first
+            self._queue.put(None)
+            return False
+
+        ids += query[0]
+        indices += query[1]
+        return True
+
+
+def batch_of(waiting: int, batch_size: int) -> int:
+    """How many of ``waiting`` samples the next batch takes: ``batch_size``, or a power of two below it."""
+    return batch_size if waiting >= batch_size else 1 << (waiting.bit_length() - 1)
+
+
+Sut = InlineSut | QueueSut
