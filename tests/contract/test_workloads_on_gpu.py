@@ -1,0 +1,26 @@
+"""Every workload of the catalogue on a real GPU, as a background benchmark would run it."""
+
+import pytest
+
+from workloads.catalog import CATALOG, build
+from workloads.protocol import Precision, WorkloadOptions, output_bytes
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.filterwarnings("ignore:RNN module weights are not part")  # torch has bf16 LSTMs compacted a call
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_batch_is_answered(name: str, precision: Precision):
+    options = WorkloadOptions(
+        size="small", device="cuda", precision=precision, batch_size=4, seed=1, threads=4, memory_mib=8192
+    )
+    workload = build(name, options)
+    workload.load()
+    indices = [0, 3, 1, 2]
+    workload.load_samples(indices)
+    answers = output_bytes(workload.predict(indices))
+    assert len(answers) == len(indices)
+    assert answers == output_bytes(workload.predict(indices)) or precision != "fp32"
+    references = output_bytes(workload.reference(indices))
+    assert len(references) == len(indices)

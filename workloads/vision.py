@@ -1,0 +1,145 @@
+"""What the three image workloads share: a network on the device, images in, answers out."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from workloads.precision import compute_dtype, refuse_data
+from workloads.protocol import WorkloadOptions
+from workloads.samples import SampleStore, SyntheticImages
+from workloads.weights import load_weights, seeded
+
+if TYPE_CHECKING:
+    from workloads.protocol import Outputs
+
+RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
+"""Keeps the variance of a layer under ReLU whose filters sum to zero (Brock et al. 2021, NF-ResNets)."""
+
+
+class ImageWorkload:
+    """A Workload (protocol.py) over square RGB images of ``side``; a subclass brings network and answers."""
+
+    total_sample_count: int
+
+    def __init__(self, name: str, options: WorkloadOptions, *, side: int, images_in_data_set: int) -> None:
+        self.name = name
+        self.options = options
+        self.side = side
+        self.total_sample_count = images_in_data_set
+        self.notes: list[str] = []
+        self.device = torch.device(options.device)
+        self._network: nn.Module | None = None
+        self._exact: nn.Module | None = None
+        self._samples: SampleStore | None = None
+
+    def build(self) -> nn.Module:
+        """The network with random weights, drawn from torch's generator, on the CPU in fp32."""
+        raise NotImplementedError
+
+    def answer(self, raw: Any, indices: Sequence[int]) -> "Outputs":
+        """What the network gave for these samples, as the outputs that LoadGen logs."""
+        raise NotImplementedError
+
+    def images(self) -> Callable[[int, Tensor], object]:
+        """What writes sample ``index`` into a row ``[side, side, 3]``; sets ``total_sample_count``."""
+        refuse_data(self.name, self.options)
+        return self.synthetic_images()
+
+    def synthetic_images(self) -> Callable[[int, Tensor], object]:
+        self.notes.append(f"inputs: synthetic images 3×{self.side}×{self.side}, seed {self.options.seed}")
+        return SyntheticImages(seed=self.options.seed, side=self.side).fill
+
+    def load(self) -> None:
+        options = self.options
+        dtype = compute_dtype(options)
+        if options.device == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32; the default rounds to 10 bits
+
+        self.notes.clear()
+        fill = self.images()
+        self._samples = SampleStore(
+            fill,
+            shape=(self.side, self.side, 3),
+            dtype=dtype,
+            device=self.device,
+            batch_size=options.batch_size,
+            threads=options.threads,
+        )
+        if options.device == "cuda":
+            self.notes.append("inputs start in pinned host memory; each batch is copied to the GPU")
+
+        self._network = self._placed(dtype)
+        self._exact = self._network if dtype is torch.float32 else None
+        if options.weights is None:
+            self.notes.append(f"weights: random, seed {options.seed}; the answers mean nothing")
+        else:
+            self.notes.append(f"weights: {options.weights}")
+
+    def load_samples(self, indices: Sequence[int]) -> None:
+        self._store().load(indices)
+
+    def unload_samples(self, indices: Sequence[int]) -> None:
+        self._store().unload(indices)
+
+    def predict(self, indices: Sequence[int]) -> "Outputs":
+        assert self._network is not None, "load() first"
+        with torch.inference_mode():
+            # Rows are H×W×3: seen as 3×H×W they are channels_last, which convolutions want.
+            return self.answer(self._network(self._store().gather(indices).permute(0, 3, 1, 2)), indices)
+
+    def reference(self, indices: Sequence[int]) -> "list[Any]":
+        if self._exact is None:
+            self._exact = self._placed(torch.float32)
+
+        answers: list[Any] = []
+        with torch.inference_mode():
+            for index in indices:
+                image = self._store().gather([index]).float().permute(0, 3, 1, 2)
+                answers.extend(self.answer(self._exact(image), [index]))
+
+        return answers
+
+    def _placed(self, dtype: torch.dtype) -> nn.Module:
+        """The network with its weights, on the device, ready for inference."""
+        with seeded(self.options.seed):
+            network = self.build()
+
+        if self.options.weights is not None:
+            load_weights(network, self.options.weights)
+
+        network.to(device=self.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack the combination
+        return network.eval().requires_grad_(False)
+
+    def _store(self) -> SampleStore:
+        assert self._samples is not None, "load() first"
+        return self._samples
+
+
+def spread(network: nn.Module) -> None:
+    """Draw the weights of all convolutions so that random networks still tell images apart.
+
+    Scaled weight standardisation (Brock et al. 2021, arXiv:2101.08692, eq. 1): filters sum to zero, with
+    variance gain²/fan-in. Under plain He initialisation and without batch statistics, ReLU's positive mean
+    takes over layer by layer, and every image gets the same answer. Filters that see one channel (depth-
+    wise) or raw pixels keep their mean: it carries the picture there.
+    """
+    for module in network.modules():
+        if not isinstance(module, nn.Conv2d):
+            continue
+
+        weight = module.weight.data
+        pixels = weight.shape[1] == 3
+        if weight.is_meta:
+            continue
+
+        weight.normal_()
+        if not pixels and weight.shape[1] > 1:
+            weight -= weight.mean(dim=(1, 2, 3), keepdim=True)
+
+        gain = 1.0 if pixels else RELU_GAIN
+        weight *= gain / math.sqrt(weight[0].numel())
+        if module.bias is not None:
+            module.bias.data.zero_()

@@ -1,0 +1,192 @@
+"""Weights: read from a file or folder and fitted to a module, or random from a seed."""
+
+import json
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from workloads.protocol import WorkloadError
+
+FOLDER_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+"""What transformers' ``save_pretrained`` writes, in the order it prefers them."""
+
+WRAPPERS = ("state_dict", "model", "model_state_dict")
+"""Keys under which training scripts store the state_dict in a checkpoint."""
+
+KEYS_NAMED = 3
+"""How many keys of each kind a message spells out; the others are counted."""
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Within it, torch's CPU generator starts from ``seed``; afterwards it is as it was before.
+
+    Build the module inside on the CPU, then move it: the same seed gives the same weights on every device.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name, on the CPU, from a safetensors file, a ``torch.save`` file or a transformers folder.
+
+    A ``state_dict``/``model`` wrapper and the ``module.`` prefix of DataParallel are taken off. Pickles are
+    read with ``weights_only=True``: a file that wants to run code is refused.
+
+    Raises:
+        WorkloadError: nothing there, unreadable, damaged or of another kind; names the file.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+
+    if not path.is_file():
+        raise WorkloadError(f"weights {path}: no such file or folder; name one with --weights")
+
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+
+    return _read_pickle(path)
+
+
+def load_weights(module: nn.Module, path: Path, *, unused: tuple[str, ...] = ()) -> None:
+    """Fill ``module`` with the weights at ``path``, every key, each cast to the module's dtype.
+
+    Keys that begin with one of ``unused`` are passed over: parts of a checkpoint the network does not have.
+
+    Raises:
+        WorkloadError: unreadable, or keys missing, unexpected or of another shape; names file and keys.
+    """
+    found = {key: value for key, value in read_state_dict(path).items() if not key.startswith(unused)}
+    wanted = module.state_dict()
+    # Checkpoints from before PyTorch 0.4.1 lack this counter, which inference does not read.
+    for key in wanted.keys() - found.keys():
+        if key.endswith(".num_batches_tracked"):
+            found[key] = wanted[key]
+
+    complaint = _mismatch(wanted, found)
+    if complaint:
+        raise WorkloadError(f"weights {path} do not fit {type(module).__name__}: {complaint}")
+
+    module.load_state_dict(found)
+
+
+def _read_folder(folder: Path) -> dict[str, Tensor]:
+    for name in FOLDER_FILES:
+        path = folder / name
+        if path.is_file() and path.suffix == ".json":
+            return _read_shards(path)
+
+        if path.is_file():
+            return read_state_dict(path)
+
+    raise WorkloadError(f"weights folder {folder} holds none of {', '.join(FOLDER_FILES)}")
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of all the files a transformers index names (``weight_map``: key → file)."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        shards = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WorkloadError(f"weights index {index} cannot be read: {_first_line(error)}") from error
+
+    tensors: dict[str, Tensor] = {}
+    for shard in shards:
+        tensors |= read_state_dict(index.parent / shard)
+
+    missing = sorted(weight_map.keys() - tensors.keys())
+    if missing:
+        raise WorkloadError(f"weights index {index} names keys that its files lack: {_some(missing)}")
+
+    return tensors
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return _without_prefix(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise WorkloadError(
+            f"weights {path} cannot be read as safetensors ({_first_line(error)}); is the copy complete?"
+        ) from error
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WorkloadError(
+            f"weights {path} is no plain state_dict, or is damaged ({_first_line(error)}); "
+            "save it again with torch.save(model.state_dict(), …) or as .safetensors"
+        ) from error
+    except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, BadZipFile) as error:
+        raise WorkloadError(
+            f"weights {path} cannot be read ({_first_line(error)}); is the copy complete?"
+        ) from error
+
+    for wrapper in WRAPPERS:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(wrapper), Mapping):
+            loaded = loaded[wrapper]
+            break
+
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise WorkloadError(f"weights {path} hold a {type(loaded).__name__}, not tensors by name")
+
+    strangers = [str(key) for key, value in loaded.items() if not isinstance(value, Tensor)]
+    if strangers:
+        raise WorkloadError(f"weights {path} hold things that are no tensors: {_some(strangers)}")
+
+    return _without_prefix({str(key): value for key, value in loaded.items()})
+
+
+def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    if all(key.startswith("module.") for key in tensors):
+        return {key.removeprefix("module."): tensor for key, tensor in tensors.items()}
+
+    return tensors
+
+
+def _mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
+    """What does not fit, in words; empty if all does."""
+    missing = [key for key in wanted if key not in found]
+    unexpected = [key for key in found if key not in wanted]
+    misshapen = [
+        f"{key} is {list(found[key].shape)}, the model has {list(tensor.shape)}"
+        for key, tensor in wanted.items()
+        if key in found and found[key].shape != tensor.shape
+    ]
+    parts = []
+    if missing:
+        parts.append(f"missing {_some(missing)}")
+
+    if unexpected:
+        parts.append(f"unexpected {_some(unexpected)}")
+
+    if misshapen:
+        parts.append(f"wrong shape {_some(misshapen)}")
+
+    return "; ".join(parts)
+
+
+def _some(names: list[str]) -> str:
+    """``12 (a, b, c, …)``: the count, and the first few by name."""
+    more = ", …" if len(names) > KEYS_NAMED else ""
+    return f"{len(names)} ({', '.join(names[:KEYS_NAMED])}{more})"
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
