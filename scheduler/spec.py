@@ -9,6 +9,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    TypeAdapter,
     ValidationError,
     field_validator,
     model_validator,
@@ -40,8 +41,10 @@ def parse_duration(value: object) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
-Duration = Annotated[float, BeforeValidator(parse_duration)]
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(allow_inf_nan=False)]
+LastingDuration = Annotated[Duration, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
 
 
 class Preset(BaseModel):
@@ -65,6 +68,63 @@ class Preset(BaseModel):
 def presets() -> dict[str, Preset]:
     """The run presets by name."""
     return {name: Preset.model_validate(entry) for name, entry in profiles.read_yaml("presets.yaml").items()}
+
+
+class Accuracy(BaseModel):
+    """What a round asks of a model's accuracy: at least ``target × reference``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    reference: float
+    targets: tuple[float, ...]
+
+
+class RoundWorkload(BaseModel):
+    """One workload in an MLPerf round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    conf_model: str
+    performance_sample_count: Count
+    quick_performance_sample_count: Count | None = None
+    total_sample_count: Count | None = None
+    """Of MLPerf's data set; None for a workload that MLPerf does not have."""
+    server_target_latency_ms: Count | None = None
+    sample_concatenate_permutation: bool = False
+    accuracy: Accuracy | None = None
+
+
+class QuickCounts(BaseModel):
+    """What a run that is not MLPerf-length takes in place of the round's own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    min_query_count: dict[Scenario, Count]
+    performance_sample_count: Count
+    cpu_server_target_latency_ms: Count
+
+
+class LoadgenRound(BaseModel):
+    """``profiles/loadgen/<round>.yaml``: LoadGen's settings of one MLPerf round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    round: str
+    min_duration_ms: Count
+    qsl_rng_seed: int
+    sample_index_rng_seed: int
+    schedule_rng_seed: int
+    target_latency_percentile: dict[Scenario, float]
+    multi_stream_samples_per_query: Count
+    min_query_count: dict[Scenario, Count]
+    quick: QuickCounts
+    workloads: dict[str, RoundWorkload]
+
+
+def loadgen_round(name: str = "v2.0") -> LoadgenRound:
+    """The settings of an MLPerf round."""
+    return LoadgenRound.model_validate(profiles.read_yaml(f"loadgen/{name}.yaml"))
 
 
 class Windows(BaseModel):
@@ -96,29 +156,30 @@ class RunSpec(BaseModel):
 
     main: str
     main_scenario: Scenario = Scenario.OFFLINE
-    main_duration: Duration | None = None
+    main_duration: LastingDuration | None = None
     main_slice: str | None = None
-    target_qps: Annotated[float, Field(gt=0)] | None = None
+    target_qps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     background: tuple[str, ...] = ()
-    """Names of the catalogue; macros are expanded, main's own model is left out."""
-    background_duration: Literal["automatic"] | Duration = "automatic"
+    """Names of the catalogue; macros are expanded, main's own model may be among them."""
+    background_duration: Literal["automatic"] | float = "automatic"
     on_main_end: Literal["kill", "drain"] = "kill"
     on_breach: Literal["stop", "record"] = "stop"
     slices: str = "auto"
     preset: Literal["auto", "quick", "mlperf"] = "auto"
     size: Literal["auto", "full", "small"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
-    batch_size: dict[str, Annotated[int, Field(ge=1)]] = {}
+    batch_size: dict[str, Count] = {}
     """By workload name."""
     weights: dict[str, Path] = {}
     data: dict[str, Path] = {}
-    seed: Annotated[int, Field(ge=0)] = 0
-    start_timeout: Duration | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """0 is MLPerf's own seeds; numpy takes 32 bits."""
+    start_timeout: LastingDuration | None = None
     start_buffer: Duration | None = None
     end_buffer: Duration | None = None
-    main_timeout: Duration | None = None
+    main_timeout: LastingDuration | None = None
     stop_grace: Duration | None = None
-    stall_after: Duration | None = None
+    stall_after: LastingDuration | None = None
     drain_timeout: Duration | None = None
 
     @field_validator("main", mode="before")
@@ -135,21 +196,63 @@ class RunSpec(BaseModel):
     @field_validator("background", mode="before")
     @classmethod
     def _background_by_name(cls, value: object) -> tuple[str, ...]:
-        words = value.split(",") if isinstance(value, str) else [str(word) for word in value]  # type: ignore[attr-defined]
+        if not isinstance(value, str | list | tuple):
+            raise ValueError("not a list of workloads; as bert,dlrm or one of " + ", ".join(catalog.MACROS))
+
+        words = value.split(",") if isinstance(value, str) else [str(word) for word in value]
         names: list[str] = []
         for word in (word.strip() for word in words):
             macro = catalog.MACROS.get(word.lower())
             if macro is not None and len(words) > 1:
                 raise ValueError(f"{word!r} stands for a whole list and cannot be one name of a list")
 
-            names += macro if macro is not None else [_known(word).name]
+            names += [_known(word).name] if macro is None else macro
 
         return tuple(names)
+
+    @field_validator("background_duration", mode="before")
+    @classmethod
+    def _automatic_or_duration(cls, value: object) -> object:
+        if value == "automatic":
+            return value
+
+        # Checked here: of a union's members, pydantic would complain about the word only.
+        return TypeAdapter(LastingDuration).validate_python(value)
 
     @field_validator("batch_size", "weights", "data", mode="before")
     @classmethod
     def _by_workload_name(cls, value: object) -> object:
-        return {_known(name).name: item for name, item in value.items()} if isinstance(value, dict) else value
+        if not isinstance(value, dict):
+            return value
+
+        by_name: dict[str, object] = {}
+        for alias, item in value.items():
+            name = _known(str(alias)).name
+            if name in by_name:
+                raise ValueError(f"{name} is given twice")
+
+            by_name[name] = item
+
+        return by_name
+
+    @field_validator("weights", "data")
+    @classmethod
+    def _paths_exist(cls, paths: dict[str, Path]) -> dict[str, Path]:
+        for name, path in paths.items():
+            if not path.exists():
+                raise ValueError(f"for {name}: there is no {path}")
+
+        return paths
+
+    @field_validator("data")
+    @classmethod
+    def _data_can_be_read(cls, paths: dict[str, Path]) -> dict[str, Path]:
+        for name in paths:
+            if not catalog.CATALOG[name].reads_data:
+                readers = ", ".join(entry.name for entry in catalog.CATALOG.values() if entry.reads_data)
+                raise ValueError(f"{name} reads no data folder yet, its inputs are synthetic; {readers} does")
+
+        return paths
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunSpec":
@@ -157,11 +260,6 @@ class RunSpec(BaseModel):
         if self.main_scenario not in entry.scenarios:
             possible = ", ".join(entry.scenarios)
             raise ValueError(f"{self.main} does not run under {self.main_scenario}; it runs under {possible}")
-
-        for option, paths in (("weights", self.weights), ("data", self.data)):
-            for name, path in paths.items():
-                if not path.exists():
-                    raise ValueError(f"--{option} for {name}: there is no {path}")
 
         return self
 
@@ -176,12 +274,27 @@ def parse_run(asked: dict[str, Any]) -> RunSpec:
         return RunSpec.model_validate(asked)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        option = "--" + str(first["loc"][0]).replace("_", "-") if first["loc"] else "this combination"
-        value = first.get("input") if first["loc"] else f"--main {asked.get('main')}"
         message = str(first["msg"]).removeprefix("Value error, ")
         raise SpecError(
-            asked=f"{option} {value}", found=message, do="correct it; `hetero-mig --help` lists every option"
+            asked=_as_asked(first["loc"], asked),
+            found=message,
+            do="correct it; `hetero-mig --help` lists every option",
         ) from None
+
+
+def _as_asked(where: tuple[int | str, ...], asked: dict[str, Any]) -> str:
+    """The option at fault as it was given; that of a contradiction are main and its scenario."""
+    options = [str(where[0])] if where else ["main", "main_scenario"]
+    words: list[str] = []
+    for option in options:
+        words.append("--" + option.replace("_", "-"))
+        value = asked.get(option, "")
+        if isinstance(value, dict):
+            value = ",".join(f"{name}={item}" for name, item in value.items())
+
+        words.append(str(value))
+
+    return " ".join(words).strip()
 
 
 def _known(name: str) -> catalog.Entry:
