@@ -1,0 +1,35 @@
+"""The one door to time: a monotonic clock that every process of a run shares, and the UTC of its zero.
+
+Linux's CLOCK_MONOTONIC is the same for all processes of a machine, so a worker's times and the
+launcher's are on one axis. Order is only ever told by it; UTC is for people.
+"""
+
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """Seconds since ``zero_ns``, which was ``zero_utc``."""
+
+    zero_ns: int
+    zero_utc: str
+
+    @classmethod
+    def start(cls) -> "Clock":
+        """A clock whose zero is now."""
+        return cls(time.monotonic_ns(), datetime.now(UTC).isoformat(timespec="milliseconds"))
+
+    def now(self) -> float:
+        """Seconds since zero."""
+        return self.at(time.monotonic_ns())
+
+    def at(self, monotonic_ns: int) -> float:
+        """Seconds since zero of a ``time.monotonic_ns()`` reading taken in any process."""
+        return (monotonic_ns - self.zero_ns) / 1e9
+
+
+def utc_stamp() -> str:
+    """The present, for a folder's name: ``20261120T225251Z``."""
+    return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")

@@ -1,0 +1,214 @@
+"""The run folder: written as things happen, so that it survives every crash, and read back to judge.
+
+manifest.json          first: what was asked and decided, on what machine, and the clock's zero
+events.jsonl           one event or action a line, flushed at once
+telemetry.jsonl        samples of host, GPUs and processes
+<benchmark>/           its stdout.log, stderr.log, progress.bin, completions.bin, loadgen/…
+result.json            last, by rename: a folder without it is of a run that was cut short
+"""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from scheduler import events
+from scheduler.errors import DiskFull, FolderDamaged, FolderTaken, RecordError
+from scheduler.events import Action, Event
+
+_KINDS = {
+    kind.__name__: kind
+    for kind in (
+        *(events.Ready, events.Issuing, events.Finished, events.Failed, events.Exited, events.Stalled),
+        *(events.StopRequested, events.DeadlinePassed),
+        *(events.Launch, events.Drain, events.Stop, events.Kill),
+    )
+}
+
+
+class RunFolder:
+    """One run's folder, new or old."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    # ------------------------------------------------------------------ writing
+
+    @classmethod
+    def create(cls, path: Path) -> "RunFolder":
+        """Make the folder.
+
+        Raises:
+            FolderTaken: it exists and is not empty.
+            DiskFull, RecordError: it cannot be made.
+        """
+        with _disk_errors(path):
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise FolderTaken(
+                    asked=f"a new run in {path}",
+                    found="that folder holds something already" if path.is_dir() else "that is a file",
+                    do="name another --output, or move it away",
+                )
+
+            path.mkdir(parents=True, exist_ok=True)
+
+        return cls(path.resolve())
+
+    @classmethod
+    def create_new(cls, parent: Path, name: str) -> "RunFolder":
+        """Make a folder of that name, or of that name with a number, where two runs begin in one second."""
+        for number in count(1):
+            path = parent / (name if number == 1 else f"{name}-{number}")
+            with _disk_errors(path):
+                try:
+                    path.mkdir(parents=True)
+                except FileExistsError:
+                    continue
+
+                return cls(path.resolve())
+
+        raise AssertionError("count() has no end")
+
+    def write_manifest(self, manifest: dict[str, Any]) -> None:
+        """Write what was asked and decided; before anything starts."""
+        self._replace("manifest.json", manifest)
+
+    def benchmark(self, name: str) -> Path:
+        """The benchmark's own folder, made if it is not there."""
+        folder = self.path / name
+        with _disk_errors(folder):
+            folder.mkdir(exist_ok=True)
+
+        return folder
+
+    def append(self, what: Event | Action, at: float) -> None:
+        """Add one line to the story; on return it is the kernel's to keep."""
+        line = {"at_handled": round(at, 6), "what": type(what).__name__, **asdict(what)}
+        self.append_line("events.jsonl", line)
+
+    def append_line(self, name: str, line: dict[str, Any]) -> None:
+        """Add one JSON line to a file of the folder."""
+        with _disk_errors(self.path), (self.path / name).open("ab", buffering=0) as file:
+            file.write(json.dumps(line, default=str).encode() + b"\n")
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write the verdict; the last thing of a run."""
+        self._replace("result.json", result)
+
+    def _replace(self, name: str, content: dict[str, Any]) -> None:
+        draft = self.path / f".{name}.draft"
+        with _disk_errors(self.path):
+            with draft.open("w", encoding="utf-8") as file:
+                json.dump(content, file, indent=2, default=str)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+
+            draft.rename(self.path / name)
+
+    # ------------------------------------------------------------------ reading
+
+    def manifest(self) -> dict[str, Any]:
+        """What was asked and decided.
+
+        Raises:
+            FolderDamaged: there is none, or it cannot be read.
+        """
+        return self._read("manifest.json")
+
+    def has_result(self) -> bool:
+        """Whether the run came to its verdict."""
+        return (self.path / "result.json").exists()
+
+    def result(self) -> dict[str, Any]:
+        """The verdict as it was written.
+
+        Raises:
+            FolderDamaged: there is none: the run was cut short.
+        """
+        return self._read("result.json")
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise _damaged(self.path / name, str(error)) from error
+
+        if not isinstance(content, dict):
+            raise _damaged(self.path / name, "it is not an object")
+
+        return content
+
+    def story(self) -> list[tuple[float, Event | Action]]:
+        """Every event and action with the time it was handled, in order; a last line cut off is left out.
+
+        Raises:
+            FolderDamaged: it cannot be read, or an earlier line is not an event.
+        """
+        path = self.path / "events.jsonl"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise _damaged(path, str(error)) from error
+
+        told: list[tuple[float, Event | Action]] = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                told.append(_told(line))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                if number == len(lines):
+                    break
+
+                raise _damaged(path, f"line {number} is not an event: {error}") from error
+
+        return told
+
+    def log_lines(self, benchmark: str, test: str = "loadgen") -> list[str]:
+        """The lines of a LoadGen detail log, or none where there is no log."""
+        path = self.path / benchmark / test / "mlperf_log_detail.txt"
+        try:
+            return path.read_text(encoding="utf-8", errors="replace").splitlines()
+        except OSError:
+            return []
+
+
+def _told(line: str) -> tuple[float, Event | Action]:
+    fields = json.loads(line)
+    at, kind = float(fields.pop("at_handled")), _KINDS[fields.pop("what")]
+    for name in ("at", "begin", "end", "first_issue_at", "last_completion_at"):
+        if fields.get(name) is not None:
+            fields[name] = float(fields[name])
+
+    return at, kind(**fields)
+
+
+def _damaged(path: Path, found: str) -> FolderDamaged:
+    return FolderDamaged(
+        asked=f"{path.name} of {path.parent}", found=found, do="name the folder of a run, as it was left"
+    )
+
+
+@contextmanager
+def _disk_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                asked=f"the record of this run in {path}",
+                found="no space is left there",
+                do="free some space or name another --output; what was written so far is kept",
+            ) from error
+
+        raise RecordError(
+            asked=f"the record of this run in {path}",
+            found=f"{error.strerror} ({error.filename or path})",
+            do="name an --output that can be written",
+        ) from error

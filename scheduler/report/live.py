@@ -1,0 +1,160 @@
+"""A run while it goes on: a live table on a terminal, plain lines elsewhere."""
+
+from collections import deque
+from types import TracebackType
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from scheduler import events, lifecycle
+from scheduler.assignment import Assignment, Plan
+from scheduler.clock import Clock
+from scheduler.events import Action, Event
+from scheduler.lifecycle import Phase
+from scheduler.record import RunFolder
+from workloads.progress import read_mark
+
+REFRESH_HZ = 2
+RATE_OVER_S = 2.0
+"""The rates shown are means over about this long."""
+
+
+class LiveView:
+    """Shows a run's events as they are handled; a ``with`` around the run."""
+
+    def __init__(
+        self, plan: Plan, folder: RunFolder, clock: Clock, console: Console, *, plain: bool = False
+    ) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._clock = clock
+        self._console = console
+        self._story: lifecycle.Run | None = None
+        self._phase: Phase | None = None
+        self._phase_began = 0.0
+        self._main_began: float | None = None
+        self._counts: dict[str, deque[tuple[float, int]]] = {one.name: deque() for one in plan.all}
+        self._live = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESH_HZ, transient=True)
+            if console.is_terminal and not (console.is_dumb_terminal or console.quiet or plain)
+            else None
+        )
+
+    def __enter__(self) -> "LiveView":
+        if self._live is not None:
+            self._live.start()
+
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, what: Event | Action, story: lifecycle.Run) -> None:
+        """Take note of what was just handled."""
+        now = self._clock.now()
+        if isinstance(what, events.Issuing) and what.name == self._plan.main.name:
+            self._main_began = what.first_issue_at
+
+        if self._live is None and isinstance(what, Event):  # what happened, before what follows from it
+            self._say(now, what)
+
+        if story.phase is not self._phase:
+            self._phase, self._phase_began = story.phase, now
+            if self._live is None:
+                self._line(now, f"{story.phase.value}{_left(story, now)}")
+
+        if self._live is None and isinstance(what, Action):
+            self._say(now, what)
+
+        self._story = story
+
+    # ------------------------------------------------------------------ plain lines
+
+    def _say(self, now: float, what: Event | Action) -> None:
+        match what:
+            case events.Launch(name):
+                self._line(now, f"launch {name} on {self._slice(name)}")
+            case events.Issuing(name):
+                self._line(now, f"{name} issues")
+            case events.Finished(name):
+                self._line(now, f"{name} finished")
+            case events.Failed(name, _, _, message):
+                self._line(now, f"{name} failed: {message}")
+            case events.Exited(name, _, code) if code:
+                self._line(now, f"{name} exited with {code}")
+            case events.Stalled(name, at, last):
+                self._line(now, f"{name} has completed nothing for {at - last:.1f} s")
+            case events.StopRequested(_, reason):
+                self._line(now, f"asked to stop: {reason}")
+            case events.Kill(name):
+                self._line(now, f"{name} did not stop in time: killed")
+            case _:
+                pass
+
+    def _line(self, now: float, text: str) -> None:
+        self._console.print(f"[{now:8.3f} s] {text}", markup=False, highlight=False)
+
+    def _slice(self, name: str) -> str:
+        return next(f"{one.slice.id} ({one.slice.name})" for one in self._plan.all if one.name == name)
+
+    # ------------------------------------------------------------------ the live table
+
+    def _render(self) -> Group:
+        now = self._clock.now()
+        table = Table(box=None, pad_edge=False)
+        for column in ("slice", "benchmark", "stage"):
+            table.add_column(column)
+
+        table.add_column("samples/s", justify="right")
+        table.add_column("samples", justify="right")
+        for one in self._plan.all:
+            table.add_row(*self._row(one, now))
+
+        return Group(table, self._phase_line(now))
+
+    def _row(self, one: Assignment, now: float) -> tuple[str, str, str, str, str]:
+        stage = "" if self._story is None else self._story.stages[one.name].value.replace("_", " ")
+        mark = read_mark(self._folder.path / one.name)
+        if mark is None:
+            return one.slice.id, one.name, stage, "", ""
+
+        seen = self._counts[one.name]
+        seen.append((now, mark.samples_completed))
+        while len(seen) > 2 and now - seen[1][0] > RATE_OVER_S:
+            seen.popleft()
+
+        (then, before), elapsed = seen[0], now - seen[0][0]
+        rate = f"{(mark.samples_completed - before) / elapsed:,.1f}" if elapsed > 0 and then < now else ""
+        return one.slice.id, one.name, stage, rate, f"{mark.samples_completed:,}"
+
+    def _phase_line(self, now: float) -> Group | Text:
+        if self._story is None:
+            return Text("starting")
+
+        begin, end = self._phase_began, self._story.deadline
+        label = f"{self._story.phase.value}{_left(self._story, now)}"
+        if self._story.phase is Phase.MEASURING:
+            least_s = self._plan.main.settings.min_duration_ms / 1000
+            begin = now if self._main_began is None else self._main_began
+            end = begin + least_s
+            label = (
+                "measuring: main loads"
+                if self._main_began is None
+                else f"measuring: {now - begin:.0f} s of at least {least_s:g} s"
+            )
+
+        share = 0.0 if end is None or end <= begin else min(1.0, (now - begin) / (end - begin))
+        return Group(Text(label), ProgressBar(total=1.0, completed=share, width=60))
+
+
+def _left(story: lifecycle.Run, now: float) -> str:
+    return "" if story.deadline is None else f", {max(0.0, story.deadline - now):.0f} s left at most"

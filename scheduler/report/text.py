@@ -1,0 +1,190 @@
+"""Plan, verdict and lists as tables on a terminal."""
+
+import os
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from scheduler.assignment import Plan
+from scheduler.result import Finding, Result
+from scheduler.slices import Slice, core_ranges
+from workloads.catalog import CATALOG, MACROS
+
+
+class Terminal(Console):
+    """Where a person reads; if nobody does any more (``| head``), the run goes on without a word."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+
+
+_SIGN = {"breach": "[red]breach[/]", "warning": "[yellow]warning[/]", "info": "info"}
+
+
+def show_plan(plan: Plan, console: Console) -> None:
+    """Which benchmark runs on which slice, and under which conditions."""
+    table = Table(title=f"plan (preset {plan.preset})", title_justify="left", box=None, pad_edge=False)
+    for column in ("benchmark", "slice", "", "cores", "size", "precision", "batch", "scenario"):
+        table.add_column(column)
+
+    for one in plan.all:
+        table.add_row(
+            one.name,
+            one.slice.id,
+            one.slice.name if one.slice.kind != "cpu" else "",
+            core_ranges(one.slice.cores),
+            one.options.size,
+            one.options.precision,
+            str(one.options.batch_size),
+            one.settings.scenario.value,
+        )
+
+    for idle in plan.idle:
+        table.add_row("(idle)", idle.id, idle.name, core_ranges(idle.cores), "", "", "", "")
+
+    console.print(table)
+    for note in plan.notes:
+        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_result(result: Result, console: Console) -> None:
+    """The verdict, the figures behind it, and what to do about the findings."""
+    main = result.main
+    console.print()
+    colour = "green" if result.verdict == "VALID" else "red"
+    console.print(f"[bold {colour}]{result.verdict}[/] {result.kind} run of {main.workload}, {main.scenario}")
+    if main.metric is not None:
+        console.print(
+            f"  main  {main.workload} on {main.slice}: {_plain(main.metric.value)} {main.metric.unit} "
+            f"({main.metric.name}; {main.size}, {main.precision}, batch ≤ {main.batch_size})",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+    latency = main.latency_ms
+    if latency.p50 is not None:
+        shown = (("mean", latency.mean), ("p50", latency.p50), ("p90", latency.p90), ("p99", latency.p99))
+        words = ", ".join(f"{name} {_plain(value)}" for name, value in shown if value is not None)
+        window = result.timing.main_s
+        words += "" if window is None else f"; window {window:.3f} s"
+        console.print(f"        latency ms: {words}", highlight=False)
+
+    if result.background:
+        console.print(_background_table(result))
+
+    timing = result.timing
+    if timing.launch_to_all_issuing_s is not None:
+        console.print(
+            f"  launch to all issuing {timing.launch_to_all_issuing_s:.3f} s, "
+            f"start buffer {timing.start_buffer_s:g} s",
+            highlight=False,
+        )
+
+    for finding in result.findings:
+        show_finding(finding, console)
+
+    _show_notes(result, console)
+
+
+def show_finding(finding: Finding, console: Console) -> None:
+    """One finding and what to do about it."""
+    line = Text.from_markup(f"  {_SIGN[finding.severity]} {finding.code}: ").append(finding.message)
+    console.print(
+        line.append(f"; {finding.recommendation}" if finding.recommendation else ""), soft_wrap=True
+    )
+
+
+def _background_table(result: Result) -> Table:
+    table = Table(
+        title="  background, in main's window", title_justify="left", box=None, padding=(0, 1, 0, 2)
+    )
+    for column in ("slice", "workload", "conditions"):
+        table.add_column(column, no_wrap=True)
+
+    for column in ("samples/s", "samples", "gap ms", "idle ms"):
+        table.add_column(column, justify="right", no_wrap=True)
+
+    table.add_column("ended", no_wrap=True)
+    for one in result.background:
+        rate = one.samples_per_s_in_main_window
+        table.add_row(
+            one.slice,
+            one.workload,
+            f"{one.size} {one.precision} ≤{one.batch_size}",
+            "" if rate is None else _plain(rate),
+            f"{one.samples_in_main_window:,}",
+            "" if one.longest_gap_s is None else f"{one.longest_gap_s * 1000:,.0f}",
+            "" if one.longest_idle_s is None else f"{one.longest_idle_s * 1000:,.0f}",
+            one.ended,
+        )
+
+    return table
+
+
+def _show_notes(result: Result, console: Console) -> None:
+    seen: dict[str, list[str]] = {}
+    for workload, notes in (
+        (result.main.workload, result.main.notes),
+        *((one.workload, one.notes) for one in result.background),
+    ):
+        for note in notes:
+            of = seen.setdefault(note, [])
+            if workload not in of:
+                of.append(workload)
+
+    for note, of in seen.items():
+        console.print(f"  note ({', '.join(of)}): {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _plain(value: float) -> str:
+    """About five digits, never an exponent: 1,583,650; 34.64; 0.001423."""
+    return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.5g}"
+
+
+def show_slices(slices: Sequence[Slice], console: Console) -> None:
+    """What workloads can be pinned to on this machine."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("id", "kind", "name", "uuid", "SMs", "memory MiB", "NUMA", "cores", "shared with"):
+        table.add_column(column)
+
+    for one in slices:
+        table.add_row(
+            one.id,
+            one.kind,
+            one.name,
+            one.uuid or "",
+            "" if one.sms is None else str(one.sms),
+            str(one.memory_mib),
+            "" if one.numa_node is None else str(one.numa_node),
+            core_ranges(one.cores),
+            " ".join(one.shared_with),
+        )
+
+    console.print(table)
+
+
+def show_workloads(console: Console) -> None:
+    """The catalogue."""
+    table = Table(box=None, pad_edge=False)
+    for column in ("name", "aliases", "size", "parameters", "GFLOP/sample", "as main", "what"):
+        table.add_column(column, overflow="fold")
+
+    for entry in CATALOG.values():
+        for size, words in entry.sizes.items():
+            first = size == "full"
+            table.add_row(
+                entry.name if first else "",
+                ", ".join(entry.aliases) if first else "",
+                size,
+                f"{entry.parameters[size]:,}",
+                f"{entry.flops_per_sample[size] / 1e9:,.4g}",
+                ", ".join(entry.scenarios) if first else "",
+                words,
+            )
+
+    console.print(table)
+    for name, members in MACROS.items():
+        console.print(f"--background {name}: {', '.join(members) or 'nothing'}", highlight=False)

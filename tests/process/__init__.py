@@ -1,0 +1,1 @@
+"""Real processes that die in every way."""
