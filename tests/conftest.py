@@ -1,0 +1,127 @@
+"""Around every test a known environment; around the whole suite a look at what it left behind."""
+
+import gc
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from multiprocessing import process
+from pathlib import Path
+
+import psutil
+import pytest
+
+LAST_BREATH_S = 5
+"""For a process that was told to end to be gone from the kernel's table."""
+
+
+@pytest.fixture(autouse=True)
+def _known_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the user's shell says to the program or to its tables is not said in a test."""
+    for name in os.environ:
+        if name.startswith("HETERO_MIG_") or name in ("FORCE_COLOR", "NO_COLOR", "COLUMNS", "LINES"):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the suite for a process, file descriptor or temporary file that is left after its last test.
+
+    The suite has a TMPDIR of its own. That also marks, in /proc/PID/environ, what descends from it.
+    """
+    temporary = tmp_path_factory.mktemp("tmp")
+    former = os.environ.get("TMPDIR"), tempfile.tempdir
+    os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    shared_memory, descriptors = _shared_memory(), _descriptors()
+    try:
+        yield
+        gc.collect()
+        left = _processes_of(temporary)
+        left += [f"file in TMPDIR: {path.name}" for path in temporary.iterdir() if not _ends_with_us(path)]
+        left += [f"shared memory: {name}" for name in sorted(_shared_memory() - shared_memory)]
+        left += _new_descriptors(descriptors)
+    finally:
+        tempfile.tempdir = former[1]
+        if former[0] is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = former[0]
+
+    if left:
+        pytest.fail("the suite left behind\n" + "\n".join(left), pytrace=False)
+
+
+def _processes_of(temporary: Path) -> list[str]:
+    children = psutil.Process().children(recursive=True)
+    unreaped = [child for child in children if _status(child) == psutil.STATUS_ZOMBIE]
+    adopted = [
+        one for one in psutil.process_iter() if one not in children and _was_started_in(one, temporary)
+    ]
+    _gone, alive = psutil.wait_procs(
+        [one for one in children + adopted if one not in unreaped], LAST_BREATH_S
+    )
+    return [f"process: {_described(one)}" for one in unreaped + alive]
+
+
+def _was_started_in(one: psutil.Process, temporary: Path) -> bool:
+    try:
+        return one.pid != os.getpid() and one.environ().get("TMPDIR") == str(temporary)
+    except psutil.Error:  # gone, or another user's
+        return False
+
+
+def _status(one: psutil.Process) -> str:
+    try:
+        return str(one.status())
+    except psutil.NoSuchProcess:
+        return "gone"
+
+
+def _described(one: psutil.Process) -> str:
+    try:
+        return f"{one.pid} {one.status()} {' '.join(one.cmdline())[:200]}"
+    except psutil.ZombieProcess:
+        return f"{one.pid} ended, and was never reaped"
+    except psutil.NoSuchProcess:
+        return f"{one.pid}, gone by now"
+
+
+def _ends_with_us(path: Path) -> bool:
+    """multiprocessing removes its folder (for the forkserver's socket) when this interpreter ends; torch keeps
+    a folder for what it compiles, one a user, by design."""
+    return path.name.startswith("torchinductor_") or bool(
+        str(path) == process.current_process()._config.get("tempdir")
+    )  # type: ignore[attr-defined]  # private
+
+
+def _shared_memory() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("hetero-mig*")}
+
+
+def _descriptors() -> dict[int, str]:
+    """What each open file descriptor of this process is open on, but for the one that lists them."""
+    found = {}
+    for entry in Path("/proc/self/fd").iterdir():
+        try:
+            found[int(entry.name)] = str(entry.readlink())
+        except FileNotFoundError:
+            continue
+
+    return found
+
+
+def _new_descriptors(before: dict[int, str]) -> list[str]:
+    """Not one more is tolerated: torch, LoadGen, NumPy and pandas leave none open once imported.
+
+    A gpu test that used CUDA in this very process is another matter: CUDA keeps its device files, pipes and
+    events open until the process ends.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        return []
+
+    return [
+        f"file descriptor {number}: {open_on}"
+        for number, open_on in _descriptors().items()
+        if number not in before
+    ]
