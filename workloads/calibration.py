@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from time import monotonic_ns
 from typing import Any
 
@@ -232,6 +233,14 @@ def _timed(watch: Stopwatch, settings: LoadgenSettings, at_once: int) -> Timed:
         return warm_up, (whole,)
 
     return warm_up, _by_batch_size(watch, whole, _limit_ns(settings))
+
+
+def worth_filling(batch_times: Sequence[BatchTime]) -> frozenset[int]:
+    """The batch sizes that take hardly longer than the size below them."""
+    by_size = sorted(batch_times, key=lambda one: one.batch_size)
+    return frozenset(
+        one.batch_size for below, one in pairwise(by_size) if one.median_ns <= SAME * below.median_ns
+    )
 
 
 def best_batch(batch_times: Sequence[BatchTime], limit_ns: int) -> BatchTime:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 import mlperf_loadgen as lg
 import psutil
 
-from workloads.calibration import OFFLINE_MARGIN, Calibration, calibrate
+from workloads.calibration import OFFLINE_MARGIN, Calibration, Timed, calibrate, worth_filling
 from workloads.progress import Progress
 from workloads.protocol import LoadgenSettings, Scenario, Workload
 from workloads.sizing import bounded, fit, was_through_early
@@ -248,6 +248,7 @@ class Bench:
         self._library = Library(workload)
         self._responses = Responses(batch_size)
         self._trials = 0
+        self._filled: frozenset[int] = frozenset()
         self._is_server = settings.scenario is Scenario.SERVER
         self.compute = ThreadPoolExecutor(1, thread_name_prefix="compute")
 
@@ -266,10 +267,15 @@ class Bench:
         """Warm up and measure; LoadGen tests that are part of it leave their logs in ``calibration/``."""
         most = max(self._batch_size, self._settings.multi_stream_samples_per_query)
         self._library.load_any(CALIBRATION_BATCHES * most, self._settings.qsl_rng_seed)
-        there = (lambda job: self.compute.submit(job).result()) if self._is_server else None
+        there = self._timed_there if self._is_server else None
         return calibrate(
             self._workload, self._library, self._settings, self._batch_size, self._run_trial, there
         )
+
+    def _timed_there(self, job: Callable[[], Timed]) -> Timed:
+        timed = self.compute.submit(job).result()
+        self._filled = worth_filling(timed[1])
+        return timed
 
     def _run_trial(
         self, settings: LoadgenSettings, batch_size: int, most_outstanding: int
@@ -291,7 +297,7 @@ class Bench:
     def sut(self, batches: Batches) -> Sut:
         """The system under test that the scenario needs."""
         if self._is_server:
-            return QueueSut(batches, self.wait_ns, self.guarded, self.compute)
+            return QueueSut(batches, self.wait_ns, self.guarded, self.compute, self._filled)
 
         return InlineSut(batches)
 

@@ -2,7 +2,7 @@
 
 import queue
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from itertools import cycle
 from time import monotonic_ns
@@ -113,7 +113,7 @@ class Batches:
         self._watcher.first_issue(self.begin_ns)
 
     def run(self, ids: Sequence[int], indices: Sequence[int]) -> None:
-        """Answer these samples, in batches of at most ``batch_size``."""
+        """Answer these samples, in batches of at most ``batch_size``; one batch may have surplus ``indices``."""
         count, size = len(ids), self.batch_size
         if count <= size:
             self._run_one(ids, indices, count)
@@ -125,7 +125,8 @@ class Batches:
     def _run_one(self, ids: Sequence[int], indices: Sequence[int], count: int) -> None:
         begin_ns = monotonic_ns()
         self._began(begin_ns)
-        self._complete(ids, self._predict(indices))
+        outputs = self._predict(indices)
+        self._complete(ids, outputs if len(indices) == count else outputs[:count])
         self.end_ns = end_ns = monotonic_ns()
         self.samples += count
         self._completed(begin_ns, end_ns, count, False)
@@ -165,11 +166,14 @@ class QueueSut:
     A batch is made of what waits when the thread is free, up to ``batch_size``; if that is less, the thread
     waits for more until ``wait_ns`` after it took the first. Of fewer than ``batch_size`` it takes the oldest
     power of two: a GPU's libraries plan (and on first use load) their kernels anew for every batch size, some
-    100 ms for resnet50 on an H200, so there may only be few sizes, each met before the test.
+    100 ms for resnet50 on an H200, so there may only be few sizes, each met before the test. Where the next
+    power takes hardly longer (a GPU that waits for its host) all that wait go together, and the batch is filled
+    up with samples it has already, whose answers are dropped.
 
     Args:
         guard: wraps the thread's work so that no exception leaves it.
         compute: the thread.
+        filled: the batch sizes that are filled up to, as they take hardly longer than half of them.
     """
 
     def __init__(
@@ -178,7 +182,9 @@ class QueueSut:
         wait_ns: int,
         guard: Callable[[Callable[[], None]], Callable[[], None]],
         compute: Executor,
+        filled: Collection[int] = (),
     ) -> None:
+        self._filled = filled
         self._batches = batches
         self._wait_ns = wait_ns
         self._queue: queue.SimpleQueue[tuple[Sequence[int], Sequence[int]] | None] = queue.SimpleQueue()
@@ -210,8 +216,10 @@ class QueueSut:
         indices: list[int] = []
         while ids or self._take(ids, indices, None):
             self._gather(ids, indices)
-            count = batch_of(len(ids), self._batches.batch_size)
-            self._batches.run(ids[:count], indices[:count])
+            count, size = batch_of(len(ids), self._batches.batch_size, self._filled)
+            self._batches.run(
+                ids[:count], (indices[:count] * size)[:size] if size > count else indices[:count]
+            )
             del ids[:count], indices[:count]
 
     def _gather(self, ids: list[int], indices: list[int]) -> None:
@@ -236,9 +244,14 @@ class QueueSut:
         return True
 
 
-def batch_of(waiting: int, batch_size: int) -> int:
-    """How many of ``waiting`` samples the next batch takes: ``batch_size``, or a power of two below it."""
-    return batch_size if waiting >= batch_size else 1 << (waiting.bit_length() - 1)
+def batch_of(waiting: int, batch_size: int, filled: Collection[int] = ()) -> tuple[int, int]:
+    """How many of ``waiting`` samples the next batch answers, and its size, a power of two or ``batch_size``."""
+    if waiting >= batch_size:
+        return batch_size, batch_size
+
+    below = 1 << (waiting.bit_length() - 1)
+    above = min(2 * below, batch_size)
+    return (waiting, above) if waiting > below and above in filled else (below, below)
 
 
 Sut = InlineSut | QueueSut

@@ -34,7 +34,7 @@ class Watched:
         self._inner = inner
         self._break_at_load: int | None = asked.get("break_at_load")
         self._batch_s: float = asked.get("batch_s", 0.0)
-        self._slow_batches: int = asked.get("slow_batches", 0)
+        self._slow_calibration: bool = asked.get("slow_calibration", False)
         self._in_use = threading.Lock()
         self.total_sample_count = inner.total_sample_count
         self.notes: list[str] = []
@@ -65,7 +65,7 @@ class Watched:
             if self.load_calls == self._break_at_load:
                 raise ArithmeticError("the model broke")
 
-            if len(self.batches) <= self._slow_batches:
+            if self._slow_calibration and self.load_calls < 2:  # LoadGen's own samples are loaded second
                 time.sleep(0.05)
 
             time.sleep(self._batch_s)

@@ -12,7 +12,7 @@ from workloads.loadgen import Responses
 from workloads.matmul import Matmul
 from workloads.null import Null
 from workloads.protocol import Precision, Workload, WorkloadOptions
-from workloads.sut import Batches, Library, Nobody, QueueSut
+from workloads.sut import Batches, Library, Nobody, QueueSut, batch_of
 
 WAIT_S = 20
 """For what must happen; nothing waits so long unless it fails."""
@@ -80,6 +80,50 @@ def test_what_waits_goes_together_and_nothing_is_left(wait_ns: int, expected: li
     assert predicted == expected
     assert completed == list(range(100, 111))
     assert batches.samples == 11
+
+
+@pytest.mark.parametrize(
+    ("waiting", "filled", "expected"),
+    [
+        (1, {2, 4, 8}, (1, 1)),
+        (3, {4}, (3, 4)),
+        (3, set(), (2, 2)),
+        (4, {8}, (4, 4)),
+        (5, {8}, (5, 8)),
+        (9, {10}, (9, 10)),
+        (9, set(), (8, 8)),
+        (10, set(), (10, 10)),
+        (99, set(), (10, 10)),
+    ],
+)
+def test_what_the_next_batch_takes(waiting: int, filled: set[int], expected: tuple[int, int]) -> None:
+    assert batch_of(waiting, 10, filled) == expected
+
+
+def test_a_batch_that_is_filled_up_answers_each_query_once() -> None:
+    predicted: list[list[int]] = []
+
+    def predict(indices: Sequence[int]) -> npt.NDArray[np.generic]:
+        predicted.append(list(indices))
+        return np.asarray(indices)
+
+    completed: list[tuple[int, int]] = []
+
+    def complete(ids: Sequence[int], outputs: object) -> None:
+        completed.extend(zip(ids, outputs, strict=True))  # type: ignore[call-overload]  # an array or a list
+
+    batches = Batches(predict, complete, 8, Nobody())
+    with ThreadPoolExecutor(1) as compute:
+        sut = QueueSut(batches, 0, unguarded, compute, {8})
+        for number in range(5):
+            sut.issue([100 + number], [number])
+
+        with sut:
+            pass
+
+    assert predicted == [[0, 1, 2, 3, 4, 0, 1, 2]]
+    assert completed == [(100 + number, number) for number in range(5)]
+    assert batches.samples == 5
 
 
 @pytest.mark.parametrize(
