@@ -356,6 +356,7 @@ def start_forkserver(tasks: Iterable[Task]) -> None:
     first, last = "scheduler.preload", "scheduler.preloaded"
     ours = ("scheduler.worker", "workloads.loadgen", "workloads.progress")
     multiprocessing.get_context("forkserver").set_forkserver_preload([first, *ours, *shared, last])
+    resource_tracker.ensure_running()  # first: to start it multiprocessing unblocks these signals itself
     # Until it is guarded, it must not hear what is meant for the launcher.
     former = signal.pthread_sigmask(signal.SIG_BLOCK, orphans.STOP_SIGNALS)
     try:
