@@ -118,7 +118,7 @@ class Supervisor:
         try:
             self._end_all()
         finally:
-            stop_forkserver(patient=not self._alive)
+            stop_forkserver(patient=not self._alive and not self._interrupted)
             self._let_go_of_signals()
 
     def _let_go_of_signals(self) -> None:
@@ -149,6 +149,7 @@ class Supervisor:
             self._told.append(Exited(task.name, self._clock.now(), -signal.SIGTERM))
             return
 
+        ours = None
         try:
             ours, theirs = self._context.Pipe()
             process = self._context.Process(target=worker.main, args=(task, theirs), name=task.name)
@@ -156,6 +157,9 @@ class Supervisor:
                 process.start()
         except _Interrupted:
             self._interrupted = True
+            if ours is not None:
+                ours.close()  # should it be forked after all, it sees that nobody is there, and ends
+
             self._hear_signals()
             self._told.append(Exited(task.name, self._clock.now(), -signal.SIGTERM))
             return
@@ -373,7 +377,8 @@ def _heeded() -> list[signal.Signals]:
 def stop_forkserver(*, patient: bool = True) -> None:
     """End the forkserver and multiprocessing's resource tracker, and wait for both.
 
-    Without patience (a worker would not die and holds the pipe whose end it waits for) it is killed.
+    Without patience it is killed: where a worker would not die, or one may yet be forked whose birth was
+    interrupted, that holds the pipe whose end the forkserver waits for.
     """
     pid = _forkserver_pid()
     if pid is None:
