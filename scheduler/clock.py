@@ -33,3 +33,13 @@ class Clock:
 def utc_stamp() -> str:
     """The present, for a folder's name: ``20261120T225251Z``."""
     return datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+
+
+def utc_now() -> str:
+    """The present, for people: ``2026-11-21T12:00:00+00:00``."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def pause(seconds: float) -> None:
+    """Let time pass, where there is nothing that could be waited for."""
+    time.sleep(seconds)

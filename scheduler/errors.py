@@ -1,6 +1,7 @@
 """Every error the program raises on purpose.
 
 HeteroMigError
+├── Stopped                       by a signal, outside of a run (exit 130, 143)
 ├── SpecError                     the user's: asked wrongly, nothing was started (exit 2)
 ├── SliceError                    the machine offers no such slice
 │   └── NoUsableSlice             MIG enabled without instance, one GPU without MIG, …
@@ -16,6 +17,14 @@ HeteroMigError
 │   ├── InvalidRequest            NVML rejected the arguments: a bug here, or a driver of another kind
 │   ├── GpuLost
 │   └── NvmlFailure               anything else NVML answers, with its own words
+├── LayoutError                   MIG's instances or mode are not what was asked
+│   ├── DevicesInUse              something runs on what would have to go; nothing was changed
+│   ├── ModePending               the mode waits for a reset of the GPU or a reboot
+│   ├── NotAsAsked                the driver did a step, and something else is there
+│   ├── LayoutUnchanged           a step failed, and what was there before is there again
+│   ├── LayoutBetween             a step failed, and what was there before could not be put back
+│   ├── LayoutsLocked             another hetero-mig is changing layouts
+│   └── LayoutLeft                a run that died has left its layout
 ├── WorkerError
 │   ├── DidNotStart
 │   ├── Died
@@ -28,6 +37,8 @@ HeteroMigError
     ├── DiskFull
     └── FolderDamaged             a file that judging needs is missing or unreadable
 """
+
+import signal
 
 
 class HeteroMigError(Exception):
@@ -43,6 +54,17 @@ class HeteroMigError(Exception):
 
     def __str__(self) -> str:
         return f"asked: {self.asked}\nfound: {self.found}\ndo:    {self.do}"
+
+
+class Stopped(HeteroMigError):
+    """A stop signal arrived outside of a run, while something was in force that had to be undone."""
+
+    def __init__(self, number: int) -> None:
+        name = signal.Signals(number).name
+        super().__init__(
+            asked="to go on", found=f"stopped by {name}", do="nothing: what was in force has been undone"
+        )
+        self.exit_code = 128 + number
 
 
 class SpecError(HeteroMigError):
@@ -105,6 +127,38 @@ class GpuLost(GpuError):
 
 class NvmlFailure(GpuError):
     """NVML answered with an error that has no class of its own."""
+
+
+class LayoutError(HeteroMigError):
+    """MIG's instances or mode are not what was asked."""
+
+
+class DevicesInUse(LayoutError):
+    """Something runs on what would have to be destroyed; nothing was changed."""
+
+
+class ModePending(LayoutError):
+    """The MIG mode takes effect after a reset of the GPU or a reboot."""
+
+
+class NotAsAsked(LayoutError):
+    """A step went through, but reading back shows something else."""
+
+
+class LayoutUnchanged(LayoutError):
+    """A step failed; what was there before is there again."""
+
+
+class LayoutBetween(LayoutError):
+    """A step failed, and what was there before could not be put back."""
+
+
+class LayoutsLocked(LayoutError):
+    """Another hetero-mig is changing layouts on this machine."""
+
+
+class LayoutLeft(LayoutError):
+    """A run that died has left its layout; what was there before it is still to be restored."""
 
 
 class WorkerError(HeteroMigError):

@@ -19,34 +19,55 @@ NOT_OURS = {"results", "build", "dist", "__pycache__"}
 TEXT = {"", ".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".csv"}
 
 FLOORS = (
-    ["errors", "slices", "spec", "events", "result"],
-    ["selection", "placement", "assignment", "lifecycle", "loadgen_log", "story", "verdict", "search"],
+    ["errors", "slices", "geometry", "spec", "events", "result"],
+    [
+        "gpu_tables",
+        "layout",
+        "layout_files",
+        "placement",
+        "reshape",
+        "mig_changes",
+        "selection",
+        "assignment",
+        "launch_lines",
+        "lifecycle",
+        "loadgen_log",
+        "story",
+        "verdict",
+        "search",
+    ],
     [
         "clock",
         "record",
         "host",
+        "capabilities",
         "nvml_codes",
         "nvml",
+        "nvml_mig",
+        "holders",
+        "preflight",
+        "checkpoint",
+        "orphans",
+        "waiting",
         "mig",
         "mps",
         "telemetry",
-        "orphans",
         "preload",
         "preloaded",
         "worker",
         "supervisor",
     ],
-    ["run", "tune", "profile", "report"],
-    ["cli"],
+    ["run", "mig_plan", "mig_status", "mig_mode", "mig_run", "tune", "profile", "report"],
+    ["cli_mig", "cli"],
 )
 """Of scheduler/, lowest first. A file imports from floors below and from what is left of it on its own."""
 
 PLACE = {name: (floor, left) for floor, names in enumerate(FLOORS) for left, name in enumerate(names)}
 
 ONE_DOOR = {
-    "pynvml": "scheduler/nvml.py",
+    "pynvml": ("scheduler/nvml.py", "scheduler/nvml_mig.py"),
     "mlperf_loadgen": "workloads/loadgen.py",
-    "click": "scheduler/cli.py",
+    "click": ("scheduler/cli.py", "scheduler/cli_mig.py"),
     "pandas": "scheduler/report/",
 }
 KILLERS = ("scheduler/supervisor.py", "scheduler/orphans.py")
