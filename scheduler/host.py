@@ -3,9 +3,11 @@
 Reads ``/proc``, ``/sys`` and ``/dev``; what cannot be read (a container often hides it) is None or empty.
 """
 
+import grp
 import importlib.metadata
 import os
 import platform
+import pwd
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +21,9 @@ DISTRIBUTIONS = ("torch", "torchvision", "transformers", "mlcommons-loadgen", "n
 
 NVIDIA_PCI_VENDOR = "0x10de"
 PCI_DISPLAY_CLASS = "0x03"
+
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+"""PROC_PID_INIT_INO of linux/proc_ns.h: the namespace in which all processes of the machine are seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +104,22 @@ class Host:
         )
         return found[1] if found else None
 
+    def has_own_pid_namespace(self) -> bool:
+        """Whether this process sees a part of the machine's processes only, under numbers of their own.
+
+        NVML gives the machine's numbers all the same.
+        """
+        try:
+            return str((self.root / "proc/self/ns/pid").readlink()) != INITIAL_PID_NAMESPACE
+        except OSError:  # a kernel without, or a /proc that hides it
+            return False
+
+    def in_container(self) -> bool:
+        """Whether this looks like a container: Docker's or Podman's mark, a container's group or namespace."""
+        marked = any((self.root / mark).exists() for mark in (".dockerenv", "run/.containerenv"))
+        group = self._text("proc/self/cgroup")
+        return marked or self.has_own_pid_namespace() or bool(re.search(r"docker|kubepods|libpod", group))
+
     def describe(self) -> dict[str, Any]:
         """The host for a run's manifest, ready for JSON. Imports none of the packages it gives versions of."""
         return {
@@ -167,6 +188,22 @@ def parse_cores(text: str) -> tuple[int, ...]:
         cores.update(range(int(first), int(last or first) + 1))
 
     return tuple(sorted(cores))
+
+
+def user_name(uid: int) -> str:
+    """The user's name, or the number where it has none here (another machine's, in a container)."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
+
+
+def group_name(gid: int) -> str:
+    """The group's name, or the number where it has none here."""
+    try:
+        return grp.getgrgid(gid).gr_name
+    except KeyError:
+        return str(gid)
 
 
 def _with_owner(path: Path) -> str:

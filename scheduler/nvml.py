@@ -1,4 +1,4 @@
-"""The one door to the NVIDIA driver: NVML, through nvidia-ml-py, read only.
+"""The door to the NVIDIA driver: NVML, through nvidia-ml-py, read only. (What changes it: nvml_mig.py.)
 
 Importing this file loads no library; ``open`` does. Constants come from ``pynvml`` itself; calls go to
 the library object that ``open`` was given, so that tests put one in its place.
@@ -18,16 +18,24 @@ from scheduler.host import Host
 from scheduler.nvml_codes import gpu_error, throttle_reasons
 from scheduler.slices import Gpu, Machine, MigSlice
 
-_WORDS: dict[int, str] = {
+WORDS: dict[int, str] = {
     code: name.removeprefix("NVML_ERROR_")
     for name, code in vars(pynvml).items()
     if name.startswith("NVML_ERROR_")
 }
 """NVML's return codes and their names, of the nvidia-ml-py in use."""
 
-_UNANSWERED = {"NOT_SUPPORTED", "FUNCTION_NOT_FOUND", "ARGUMENT_VERSION_MISMATCH", "DEPRECATED"}
-_UNANSWERED |= {"NO_DATA", "NO_PERMISSION"}
+UNANSWERED = {"NOT_SUPPORTED", "FUNCTION_NOT_FOUND", "ARGUMENT_VERSION_MISMATCH", "DEPRECATED"}
+UNANSWERED |= {"NO_DATA", "NO_PERMISSION"}
 """Codes with which a driver declines one question; any other is a failure."""
+
+_SUFFIXES = {7: "+me", 8: "+me", 10: "+gfx", 11: "+gfx", 12: "+gfx", 17: "+gfx"} | {
+    13: "-me",
+    14: "-me",
+    15: "+me.all",
+    16: "+me.all",
+}
+"""NVML_GPU_INSTANCE_PROFILE_… → what the name has after the gigabytes (nvml.h)."""
 
 _PROFILE = re.compile(r"(?:\d+c\.)?\d+g\.\d+gb(?:[+-][a-z.]+)*")
 
@@ -101,7 +109,7 @@ def translated(asked: str, host: Host) -> Iterator[None]:
         yield
     except pynvml.NVMLError as error:
         raise gpu_error(
-            _word(error),
+            word_of(error),
             str(error),
             asked,
             refused_files=host.refused_nvidia_files(),
@@ -142,13 +150,13 @@ class Nvml:
     """
 
     def __init__(self, library: Any, host: Host) -> None:
-        self._library = library
-        self._host = host
+        self.library = library
+        self.host = host
 
     def driver(self) -> dict[str, str]:
         """Versions: ``driver_version``, ``nvml_version`` and, where libcuda is present, ``cuda_driver_version``."""
-        library = self._library
-        with translated("read the driver's version", self._host):
+        library = self.library
+        with translated("read the driver's version", self.host):
             versions = {
                 "driver_version": str(library.nvmlSystemGetDriverVersion()),
                 "nvml_version": str(library.nvmlSystemGetNVMLVersion()),
@@ -167,9 +175,9 @@ class Nvml:
         Raises:
             NoPermission: there are GPUs, and this user may use none of them.
         """
-        library = self._library
-        with translated("list the GPUs", self._host):
-            handles = _reachable(library.nvmlDeviceGetCount(), library.nvmlDeviceGetHandleByIndex)
+        library = self.library
+        with translated("list the GPUs", self.host):
+            handles = reachable(library.nvmlDeviceGetCount(), library.nvmlDeviceGetHandleByIndex)
 
         return tuple(self._gpu(index, handle) for index, handle in handles)
 
@@ -179,13 +187,13 @@ class Nvml:
         Raises:
             NotFound, NoPermission, NotSupported: there is no such device, or it does not tell.
         """
-        library = self._library
-        with translated(f"list the processes on {uuid}", self._host):
+        library = self.library
+        with translated(f"list the processes on {uuid}", self.host):
             handle = library.nvmlDeviceGetHandleByUUID(uuid)
             try:
                 found = library.nvmlDeviceGetComputeRunningProcesses_v3(handle)
             except pynvml.NVMLError as error:
-                if _word(error) != "FUNCTION_NOT_FOUND":
+                if word_of(error) != "FUNCTION_NOT_FOUND":
                     raise
 
                 found = library.nvmlDeviceGetComputeRunningProcesses_v2(handle)  # before R510
@@ -199,7 +207,7 @@ class Nvml:
             NotFound: there is no such device.
             GpuLost: there no longer is.
         """
-        library = self._library
+        library = self.library
         unavailable: dict[str, str] = {}
 
         def ask(field: str, *calls: Callable[[], Any]) -> Any:
@@ -207,13 +215,13 @@ class Nvml:
                 unavailable[field] = "shared by all slices of the GPU: ask the GPU"
                 return None
 
-            value, refusal = _first_answer(*calls)
+            value, refusal = first_answer(*calls)
             if refusal:
                 unavailable[field] = f"NVML answers {refusal}"
 
             return value
 
-        with translated(f"sample {uuid}", self._host):
+        with translated(f"sample {uuid}", self.host):
             handle = library.nvmlDeviceGetHandleByUUID(uuid)
             sensor = pynvml.NVML_TEMPERATURE_GPU
             return GpuSample(
@@ -253,15 +261,13 @@ class Nvml:
         Raises:
             NotFound: there is no such GPU.
         """
-        library = self._library
-        with translated(f"read the settings of {uuid}", self._host):
+        library = self.library
+        with translated(f"read the settings of {uuid}", self.host):
             handle = library.nvmlDeviceGetHandleByUUID(uuid)
-            sm, _ = _first_answer(lambda: library.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM))
-            memory, _ = _first_answer(
-                lambda: library.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM)
-            )
-            power, _ = _first_answer(lambda: library.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)
-            ecc, _ = _first_answer(lambda: bool(library.nvmlDeviceGetCurrentEccMode(handle)))
+            sm, _ = first_answer(lambda: library.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_SM))
+            memory, _ = first_answer(lambda: library.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM))
+            power, _ = first_answer(lambda: library.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000)
+            ecc, _ = first_answer(lambda: bool(library.nvmlDeviceGetCurrentEccMode(handle)))
             return GpuSettings(
                 uuid=uuid,
                 name=library.nvmlDeviceGetName(handle),
@@ -274,17 +280,17 @@ class Nvml:
 
     def _mig_enabled(self, handle: Any) -> bool:
         """Whether MIG is in force now; False where the GPU or the driver knows no MIG."""
-        mode, _ = _first_answer(lambda: self._library.nvmlDeviceGetMigMode(handle)[0])
+        mode, _ = first_answer(lambda: self.library.nvmlDeviceGetMigMode(handle)[0])
         return bool(mode == pynvml.NVML_DEVICE_MIG_ENABLE)
 
     def _gpu(self, index: int, handle: Any) -> Gpu:
-        library = self._library
-        with translated(f"read GPU {index}", self._host):
+        library = self.library
+        with translated(f"read GPU {index}", self.host):
             gpu = Gpu(
                 index=index,
                 uuid=library.nvmlDeviceGetUUID(handle),
                 name=library.nvmlDeviceGetName(handle),
-                memory_mib=self._memory_mib(handle),
+                memory_mib=self.memory_mib(handle),
                 sms=self._sms(handle),
                 mig_enabled=self._mig_enabled(handle),
                 mig_devices=(),
@@ -294,10 +300,10 @@ class Nvml:
             return replace(gpu, mig_devices=self._mig_devices(gpu, handle)) if gpu.mig_enabled else gpu
 
     def _mig_devices(self, gpu: Gpu, handle: Any) -> tuple[MigSlice, ...]:
-        library = self._library
+        library = self.library
         most = library.nvmlDeviceGetMaxMigDeviceCount(handle)
-        reachable = _reachable(most, partial(library.nvmlDeviceGetMigDeviceHandleByIndex, handle))
-        devices = [self._mig_device(gpu, handle, mig_handle) for _, mig_handle in reachable]
+        handles = reachable(most, partial(library.nvmlDeviceGetMigDeviceHandleByIndex, handle))
+        devices = [self._mig_device(gpu, handle, mig_handle) for _, mig_handle in handles]
         beside = {
             device.id: tuple(
                 other.id
@@ -309,12 +315,12 @@ class Nvml:
         return tuple(replace(device, shared_with=beside[device.id]) for device in devices)
 
     def _mig_device(self, gpu: Gpu, handle: Any, mig_handle: Any) -> MigSlice:
-        library = self._library
+        library = self.library
         gpu_instance = library.nvmlDeviceGetGpuInstanceId(mig_handle)
         compute_instance = library.nvmlDeviceGetComputeInstanceId(mig_handle)
-        attributes, _ = _first_answer(lambda: library.nvmlDeviceGetAttributes_v2(mig_handle))
+        attributes, _ = first_answer(lambda: library.nvmlDeviceGetAttributes_v2(mig_handle))
         # the rights to see MIG devices and to see GPU instances are apart (/dev/nvidia-caps)
-        instance, _ = _first_answer(
+        instance, _ = first_answer(
             lambda: library.nvmlGpuInstanceGetInfo(library.nvmlDeviceGetGpuInstanceById(handle, gpu_instance))
         )
         return MigSlice(
@@ -330,16 +336,16 @@ class Nvml:
             placement_start=instance.placement.start if instance else None,
             placement_size=instance.placement.size if instance else None,
             sms=attributes.multiprocessorCount if attributes else None,
-            memory_mib=attributes.memorySizeMB if attributes else self._memory_mib(mig_handle),
+            memory_mib=attributes.memorySizeMB if attributes else self.memory_mib(mig_handle),
             cores=gpu.cores,
             numa_node=gpu.numa_node,
         )
 
-    def _memory_mib(self, handle: Any) -> int:
+    def memory_mib(self, handle: Any) -> int:
         """MiB of a device. Under MIG a plain user may not ask it of the GPU (NO_PERMISSION): then the
         memory of its largest profile, which is 1-2 % less, stands for it."""
-        library = self._library
-        total, _ = _first_answer(lambda: library.nvmlDeviceGetMemoryInfo(handle).total >> 20)
+        library = self.library
+        total, _ = first_answer(lambda: library.nvmlDeviceGetMemoryInfo(handle).total >> 20)
         if total is None:
             total = max((info.memorySizeMB for info in self._gpu_instance_profiles(handle)), default=None)
 
@@ -349,12 +355,12 @@ class Nvml:
         """NVML's description of each GPU-instance profile this GPU has."""
         for profile in range(pynvml.NVML_GPU_INSTANCE_PROFILE_COUNT):
             try:
-                yield self._library.nvmlDeviceGetGpuInstanceProfileInfo(handle, profile, version=1)
+                yield self.library.nvmlDeviceGetGpuInstanceProfileInfo(handle, profile, version=1)
             except pynvml.NVMLError as error:
-                if _word(error) == "INVALID_ARGUMENT":  # this driver's list ends before pynvml's
+                if word_of(error) == "INVALID_ARGUMENT":  # this driver's list ends before pynvml's
                     return
 
-                if _word(error) not in _UNANSWERED:
+                if word_of(error) not in UNANSWERED:
                     raise
 
     def _sms(self, handle: Any) -> int | None:
@@ -362,8 +368,8 @@ class Nvml:
 
         (The largest MIG profile is no measure of it: an A100 has 108 SMs, its 7g profile 98.)
         """
-        library = self._library
-        answers, _ = _first_answer(
+        library = self.library
+        answers, _ = first_answer(
             lambda: (
                 library.nvmlDeviceGetNumGpuCores(handle),
                 library.nvmlDeviceGetCudaComputeCapability(handle),
@@ -377,22 +383,22 @@ class Nvml:
         return cuda_cores // per_sm if per_sm and cuda_cores % per_sm == 0 else None
 
     def _cores(self, handle: Any) -> tuple[int, ...]:
-        words = -(-self._host.core_count_possible() // 64)
-        mask, _ = _first_answer(lambda: self._library.nvmlDeviceGetCpuAffinity(handle, words))
+        words = -(-self.host.core_count_possible() // 64)
+        mask, _ = first_answer(lambda: self.library.nvmlDeviceGetCpuAffinity(handle, words))
         return _set_bits(mask) if mask is not None else ()
 
     def _numa_node(self, handle: Any) -> int | None:
         """The node of the cores near the GPU. (nvmlDeviceGetNumaNodeId is another thing: the node that the
         GPU's own memory is, on machines such as Grace Hopper.)"""
-        library = self._library
-        pci, _ = _first_answer(lambda: library.nvmlDeviceGetPciInfo(handle))
+        library = self.library
+        pci, _ = first_answer(lambda: library.nvmlDeviceGetPciInfo(handle))
         address = f"{pci.domain:04x}:{pci.bus:02x}:{pci.device:02x}.0" if pci else ""
-        node = self._host.numa_node_of_pci(address) if pci else None
+        node = self.host.numa_node_of_pci(address) if pci else None
         if node is not None:
             return node
 
         scope = pynvml.NVML_AFFINITY_SCOPE_NODE
-        mask, _ = _first_answer(lambda: library.nvmlDeviceGetMemoryAffinity(handle, 1, scope))
+        mask, _ = first_answer(lambda: library.nvmlDeviceGetMemoryAffinity(handle, 1, scope))
         nodes = _set_bits(mask) if mask is not None else ()
         return nodes[0] if len(nodes) == 1 else None
 
@@ -401,18 +407,24 @@ def profile_name(device_name: str, attributes: Any, gpu_memory_mib: int) -> str:
     """A MIG device's profile: ``1g.10gb``, or ``1c.3g.40gb`` where it is a part of its GPU instance.
 
     From the driver's name of the device (``NVIDIA A100-SXM4-80GB MIG 1g.10gb``), which carries ``+me`` and
-    the like; where it holds none, from NVML's device attributes (None: unknown), with the gigabytes as NVIDIA's
-    tools round them: the memory in eighths of the GPU, rounded up, of the GPU's GB (go-nvlib).
+    the like; where it holds none, computed from NVML's device attributes (None: unknown).
     """
     named = _PROFILE.search(device_name)
     if attributes is None:
         return named[0] if named else device_name
 
     gpu_slices, compute_slices = attributes.gpuInstanceSliceCount, attributes.computeInstanceSliceCount
-    eighths = -(-attributes.memorySizeMB * 8 // gpu_memory_mib)
-    gigabytes = int(eighths * -(-gpu_memory_mib // 1024) / 8 + 0.5)
-    name = named[0] if named else f"{gpu_slices}g.{gigabytes}gb"
+    name = named[0] if named else computed_name(gpu_slices, attributes.memorySizeMB, gpu_memory_mib)
     return f"{compute_slices}c.{name}" if compute_slices < gpu_slices and "c." not in name else name
+
+
+def computed_name(compute_slices: int, memory_mib: int, gpu_memory_mib: int, enum: int | None = None) -> str:
+    """A profile's name as NVIDIA's tools make it: the gigabytes are the memory in eighths of the GPU, rounded
+    up, of the GPU's GB (go-nvlib)."""
+    eighths = -(-memory_mib * 8 // gpu_memory_mib)
+    gigabytes = int(eighths * -(-gpu_memory_mib // 1024) / 8 + 0.5)
+    suffix = "" if enum is None else _SUFFIXES.get(enum, "")
+    return f"{compute_slices}g.{gigabytes}gb{suffix}"
 
 
 def cuda_cores_per_sm(major: int, minor: int) -> int | None:
@@ -426,25 +438,25 @@ def cuda_cores_per_sm(major: int, minor: int) -> int | None:
     return {(6, 0): 64, (6, 1): 128, (6, 2): 128, (7, 0): 64, (7, 2): 64, (7, 5): 64}.get((major, minor))
 
 
-def _word(error: pynvml.NVMLError) -> str:
-    return _WORDS.get(error.value, f"code {error.value}")
+def word_of(error: pynvml.NVMLError) -> str:
+    return WORDS.get(error.value, f"code {error.value}")
 
 
-def _first_answer(*calls: Callable[[], Any]) -> tuple[Any, str]:
+def first_answer(*calls: Callable[[], Any]) -> tuple[Any, str]:
     """What the first call that this driver answers returns; or None and NVML's word for why none did."""
     word = ""
     for call in calls:
         try:
             return call(), ""
         except pynvml.NVMLError as error:
-            word = _word(error)
-            if word not in _UNANSWERED:
+            word = word_of(error)
+            if word not in UNANSWERED:
                 raise
 
     return None, word
 
 
-def _reachable(count: int, get: Callable[[int], Any]) -> list[tuple[int, Any]]:
+def reachable(count: int, get: Callable[[int], Any]) -> list[tuple[int, Any]]:
     """(index, handle) of the devices there are below ``count``.
 
     MIG indices have holes (NOT_FOUND; older drivers INVALID_ARGUMENT), and NVML counts devices that other
@@ -456,9 +468,9 @@ def _reachable(count: int, get: Callable[[int], Any]) -> list[tuple[int, Any]]:
         try:
             handles.append((index, get(index)))
         except pynvml.NVMLError as error:
-            if _word(error) == "NO_PERMISSION":
+            if word_of(error) == "NO_PERMISSION":
                 refusal = error
-            elif _word(error) not in ("NOT_FOUND", "INVALID_ARGUMENT"):
+            elif word_of(error) not in ("NOT_FOUND", "INVALID_ARGUMENT"):
                 raise
 
     if refusal is not None and not handles:

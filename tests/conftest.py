@@ -9,6 +9,7 @@ from multiprocessing import process
 from pathlib import Path
 
 import psutil
+import pynvml
 import pytest
 
 LAST_BREATH_S = 5
@@ -30,8 +31,12 @@ def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     The suite has a TMPDIR of its own. That also marks, in /proc/PID/environ, what descends from it.
     """
     temporary = tmp_path_factory.mktemp("tmp")
+    os.environ["XDG_STATE_HOME"] = str(
+        tmp_path_factory.mktemp("state")
+    )  # no test sees or moves the user's layouts
     former = os.environ.get("TMPDIR"), tempfile.tempdir
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    _open_what_nvml_keeps()
     shared_memory, descriptors = _shared_memory(), _descriptors()
     try:
         yield
@@ -96,6 +101,16 @@ def _ends_with_us(path: Path) -> bool:
 
 def _shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("hetero-mig*")}
+
+
+def _open_what_nvml_keeps() -> None:
+    """The driver's library opens two events and two pipes when it is first started, and keeps them (580, H200)."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:  # no GPU here, so no test will start it
+        return
+
+    pynvml.nvmlShutdown()
 
 
 def _descriptors() -> dict[int, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scheduler.host import Host, parse_cores
+from scheduler.host import INITIAL_PID_NAMESPACE, Host, group_name, parse_cores, user_name
 from scheduler.slices import core_ranges
 
 
@@ -135,6 +135,37 @@ def test_refused_files_are_told_with_owner_and_mode(root: Tree):
 def test_version_of_the_kernel_module(root: Tree, text: str, version: str | None):
     root("proc/driver/nvidia/version", text)
     assert Host(root.path).nvidia_kernel_module() == version
+
+
+@pytest.mark.parametrize(
+    ("namespace", "own"), [(INITIAL_PID_NAMESPACE, False), ("pid:[4026532281]", True), (None, False)]
+)
+def test_a_pid_namespace_of_its_own(root: Tree, namespace: str | None, own: bool):
+    if namespace is not None:
+        (root.path / "proc/self/ns").mkdir(parents=True)
+        (root.path / "proc/self/ns/pid").symlink_to(namespace)
+
+    assert Host(root.path).has_own_pid_namespace() is own
+    assert Host(root.path).in_container() is own
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        (".dockerenv", ""),
+        ("run/.containerenv", ""),
+        ("proc/self/cgroup", "4:memory:/kubepods/besteffort/pod1/0123\n"),
+    ],
+)
+def test_signs_of_a_container(root: Tree, file: str, text: str):
+    assert not Host(root.path).in_container()
+    root(file, text)
+    assert Host(root.path).in_container()
+
+
+def test_a_number_without_a_name_stays_a_number():
+    assert user_name(0) == "root"
+    assert (user_name(2**31 - 7), group_name(2**31 - 7)) == ("2147483641", "2147483641")
 
 
 def test_a_machine_that_tells_nothing_still_has_cores_and_memory(tmp_path: Path):
