@@ -135,14 +135,15 @@ def _main_slice(spec: RunSpec, slices: Sequence[Slice]) -> Slice:
         return slices[0]
 
     wanted = spec.main_slice.strip().lower()
-    for each in slices:
-        if wanted in (name.lower() for name in names_of(each)):
-            return each
+    by_name = [each for each in slices if wanted in (name.lower() for name in names_of(each))]
+    by_profile = [each for each in slices if each.kind == "mig" and wanted == each.name.lower()]
+    for each in (*by_name, *by_profile):
+        return each
 
     raise SpecError(
         asked=f"--main-slice {spec.main_slice}",
         found=f"the slices of this run are {', '.join(each.id for each in slices)}",
-        do="name one of them, by id or UUID; `hetero-mig slices` lists them",
+        do="name one of them, by id, UUID or profile (the first of it); `hetero-mig slices` lists them",
     )
 
 
@@ -351,6 +352,9 @@ def _shortfalls(terms: _Terms, main: Assignment) -> list[str]:
 
 def _notes(terms: _Terms, main: Assignment, shortfalls: Sequence[str]) -> list[str]:
     spec, notes = terms.spec, []
+    if spec.layout is not None:
+        notes.append(f"layout {spec.layout}: made for this run, and undone after it")
+
     if shortfalls:
         notes.append(f"not comparable to MLPerf: {'; '.join(shortfalls)}")
 

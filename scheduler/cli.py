@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,13 @@ import click
 from click.core import ParameterSource
 
 from scheduler import __version__
+from scheduler.cli_mig import mig, offer_what_was_left, shelf, tell
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from scheduler.assignment import Plan
+    from scheduler.mig_changes import Change
     from scheduler.nvml import Nvml
     from scheduler.result import Result
     from scheduler.slices import Machine
@@ -40,7 +43,11 @@ PLAIN_WIDTH = 120
     help="Offline (default), Server, SingleStream or MultiStream, as far as the workload has them.",
 )
 @click.option("--main-duration", metavar=DURATION, help="LoadGen's min_duration for main.")
-@click.option("--main-slice", metavar="ID", help="The slice for main, by id or UUID (default: the first).")
+@click.option(
+    "--main-slice",
+    metavar="ID",
+    help="The slice for main, by id, UUID or MIG profile, of which it takes the first (default: the first slice).",
+)
 @click.option(
     "--target-qps",
     type=float,
@@ -68,6 +75,11 @@ PLAIN_WIDTH = 120
 )
 @click.option(
     "--slices", metavar="WHICH", help="auto (default), mig, gpu, cpu[:N], or ID,ID… as `slices` lists them."
+)
+@click.option(
+    "--layout",
+    metavar="FILE#LABEL",
+    help="Divide GPUs so for the time of the run (see `mig plan`); what was there before is restored after it.",
 )
 @click.option(
     "--start-timeout",
@@ -216,16 +228,40 @@ def validate(context: click.Context, folder: Path, as_json: bool) -> None:
     context.exit(0 if result.verdict == "VALID" and not differing else 1)
 
 
+root.add_command(mig)
+
+
 # ---------------------------------------------------------------------- the run
 
 
 def _run(options: dict[str, Any]) -> int:
+    console = _console(stderr=options["as_json"], quiet=options["quiet"])
+    spec = _spec(options)
+    nothing_left = options["dry_run"] or offer_what_was_left()
+    machine = _machine()  # after that offer, which changes what is here
+    if spec.layout is None:
+        return _run_on(machine, spec, options, console)
+
+    from scheduler import mig_run
+
+    to_be, changes = mig_run.planned(spec.layout, machine)
+    plan = _plan(spec, to_be)
+    if options["dry_run"]:
+        return _show_plan(plan, options["as_json"], console, changes)
+
+    _check_data(plan)
+    if not nothing_left:
+        mig_run.refuse_what_was_left(shelf(), f"--layout {spec.layout}")
+
+    with mig_run.in_force(spec.layout, shelf(), tell) as divided:
+        return _run_on(divided, spec, options, console)
+
+
+def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], console: "Console") -> int:
     from scheduler import clock, run
     from scheduler.record import RunFolder
 
     started = clock.Clock.start()
-    console = _console(stderr=options["as_json"], quiet=options["quiet"])
-    spec, machine = _spec(options), _machine()
     plan = _plan(spec, machine)
     if options["dry_run"]:
         return _show_plan(plan, options["as_json"], console)
@@ -354,14 +390,19 @@ def _banner(plan: "Plan", console: "Console") -> None:
     text.show_plan(plan, console)
 
 
-def _show_plan(plan: "Plan", as_json: bool, console: "Console") -> int:
+def _show_plan(plan: "Plan", as_json: bool, console: "Console", changes: "Sequence[Change]" = ()) -> int:
     from scheduler import assignment
 
     if as_json:
         click.echo(json.dumps(assignment.plan_as_json(plan), indent=2, default=str))
-    else:
-        _banner(plan, console)
+        return 0
 
+    if changes:
+        from scheduler.report import mig as report
+
+        report.show_changes(changes, console)
+
+    _banner(plan, console)
     return 0
 
 

@@ -165,6 +165,8 @@ class RunSpec(BaseModel):
     on_main_end: Literal["kill", "drain"] = "kill"
     on_breach: Literal["stop", "record"] = "stop"
     slices: str = "auto"
+    layout: str | None = None
+    """``FILE#LABEL``, or MIG devices: in force while the run lasts."""
     preset: Literal["auto", "quick", "mlperf"] = "auto"
     size: Literal["auto", "full", "small"] = "auto"
     precision: Precision | Literal["auto"] = "auto"

@@ -1,6 +1,8 @@
 """Plan, verdict and lists as tables on a terminal."""
 
+import io
 import os
+import sys
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -15,6 +17,12 @@ from workloads.catalog import CATALOG, MACROS
 
 class Terminal(Console):
     """Where a person reads; if nobody does any more (``| head``), the run goes on without a word."""
+
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):  # in LC_ALL=C a sign becomes a ?, and the rest is shown
+            sys.stdout.reconfigure(errors="replace")
+
+        super().__init__(stderr=stderr, quiet=quiet)
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
