@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     )  # no test sees or moves the user's layouts
     former = os.environ.get("TMPDIR"), tempfile.tempdir
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and whom we start would inherit that
     _open_what_nvml_keeps()
     shared_memory, descriptors = _shared_memory(), _descriptors()
     try:
