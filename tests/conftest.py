@@ -37,7 +37,7 @@ def _nothing_is_left_behind(tmp_path_factory: pytest.TempPathFactory) -> Iterato
     )  # no test sees or moves the user's layouts
     former = os.environ.get("TMPDIR"), tempfile.tempdir
     os.environ["TMPDIR"] = tempfile.tempdir = str(temporary)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and whom we start would inherit that
+    _heed_stop_signals()
     _open_what_nvml_keeps()
     shared_memory, descriptors = _shared_memory(), _descriptors()
     try:
@@ -103,6 +103,14 @@ def _ends_with_us(path: Path) -> bool:
 
 def _shared_memory() -> set[str]:
     return {path.name for path in Path("/dev/shm").glob("hetero-mig*")}
+
+
+def _heed_stop_signals() -> None:
+    """nohup ignores SIGHUP, a shell's background job SIGINT, and whom we start would inherit that."""
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            interrupts = number is signal.SIGINT
+            signal.signal(number, signal.default_int_handler if interrupts else signal.SIG_DFL)
 
 
 def _open_what_nvml_keeps() -> None:
