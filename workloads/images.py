@@ -81,8 +81,16 @@ def inspect(folder: Path, *, most_decoded: int = MOST_DECODED) -> Images:
     Raises:
         WorkloadError: as ``find``; or files that are empty, truncated or no images, the first few by name.
     """
-    images = find(folder)
-    files = images.files
+    return check(find(folder), most_decoded=most_decoded)
+
+
+def check(images: Images, *, most_decoded: int = MOST_DECODED) -> Images:
+    """Open every one of these images, whoever found them; ``decoded`` is then how many in full.
+
+    Raises:
+        WorkloadError: files that are missing, empty, truncated or no images, the first few by name.
+    """
+    folder, files = images.folder, images.files
     in_full = _evenly_spaced(len(files), most_decoded)
     checks: list[Callable[[Path], str | None]] = [
         _fault_in_pixels if index in in_full else _fault_in_header for index in range(len(files))
@@ -113,12 +121,7 @@ def read(path: Path, side: int) -> "npt.NDArray[np.float32]":
     import numpy as np
     from PIL import Image
 
-    try:
-        with Image.open(path, formats=FORMATS) as opened:
-            image = _upright_rgb(opened)
-    except _decode_errors() as error:
-        raise WorkloadError(f"image {path} cannot be decoded: {_why(error)}") from error
-
+    image = upright(path)
     short = short_side(side)
     width, height = image.size
     narrow = min(width, height)
@@ -131,6 +134,21 @@ def read(path: Path, side: int) -> "npt.NDArray[np.float32]":
     deviation = np.array([0.229, 0.224, 0.225], dtype=np.float32)
     normalised: npt.NDArray[np.float32] = (pixels - mean) / deviation
     return normalised
+
+
+def upright(path: Path) -> "Image":
+    """The picture as RGB, turned as its EXIF says: what cv2.imread gives MLPerf's reference.
+
+    Raises:
+        WorkloadError: the file cannot be decoded.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            return _upright_rgb(opened)
+    except _decode_errors() as error:
+        raise WorkloadError(f"image {path} cannot be decoded: {_why(error)}") from error
 
 
 def short_side(side: int) -> int:

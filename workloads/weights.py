@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from workloads.pickled_module import read_module
 from workloads.protocol import WorkloadError
 
 FOLDER_FILES = (
@@ -23,8 +25,20 @@ FOLDER_FILES = (
 )
 """What transformers' ``save_pretrained`` writes, in the order it prefers them."""
 
-WRAPPERS = ("state_dict", "model", "model_state_dict")
-"""Keys under which training scripts store the state_dict in a checkpoint."""
+WRAPPERS = ("state_dict", "model", "model_state_dict", "best_model_state_dict")
+"""Keys under which training scripts store the state_dict in a checkpoint; the last is MLPerf's 3D U-Net's
+(mlcommons/inference, vision/medical_imaging/3d-unet-kits19/pytorch_checkpoint_SUT.py)."""
+
+_SCALAR = np.float64(0).__reduce__()[0]
+NUMPY_NUMBERS: list[Any] = [
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("float64", "float32", "int64", "int32", "bool")),
+    _SCALAR,
+    (_SCALAR, "numpy.core.multiarray.scalar"),
+    (_SCALAR, "numpy._core.multiarray.scalar"),
+]
+"""What a pickle of numpy's plain numbers names, by numpy's old and new paths; they run no code. Training
+scripts keep losses and accuracies beside the weights, as facebookresearch/dlrm's does."""
 
 KEYS_NAMED = 3
 """How many keys of each kind a message spells out; the others are counted."""
@@ -45,7 +59,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name, on the CPU, from a safetensors file, a ``torch.save`` file or a transformers folder.
 
     A ``state_dict``/``model`` wrapper and the ``module.`` prefix of DataParallel are taken off. Pickles are
-    read with ``weights_only=True``: a file that wants to run code is refused.
+    read with ``weights_only=True``: a file that wants to run code is refused. Of a module pickled as a whole
+    the tensors are taken, and nothing of its code (pickled_module.py).
 
     Raises:
         WorkloadError: nothing there, unreadable, damaged or of another kind; names the file.
@@ -62,15 +77,29 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return _read_pickle(path)
 
 
-def load_weights(module: nn.Module, path: Path, *, unused: tuple[str, ...] = ()) -> None:
+def load_weights(
+    module: nn.Module,
+    path: Path,
+    *,
+    unused: tuple[str, ...] = (),
+    renamed: Mapping[str, str] | None = None,
+) -> None:
     """Fill ``module`` with the weights at ``path``, every key, each cast to the module's dtype.
 
     Keys that begin with one of ``unused`` are passed over: parts of a checkpoint the network does not have.
+    ``renamed`` maps pieces of names as checkpoints have them to the module's: ``LayerNorm.gamma`` …
 
     Raises:
         WorkloadError: unreadable, or keys missing, unexpected or of another shape; names file and keys.
     """
-    found = {key: value for key, value in read_state_dict(path).items() if not key.startswith(unused)}
+    found = {}
+    for key, value in read_state_dict(path).items():
+        if not key.startswith(unused):
+            for theirs, ours in (renamed or {}).items():
+                key = key.replace(theirs, ours)
+
+            found[key] = value
+
     wanted = module.state_dict()
     # Checkpoints from before PyTorch 0.4.1 lack this counter, which inference does not read.
     for key in wanted.keys() - found.keys():
@@ -126,13 +155,24 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(NUMPY_NUMBERS):
+            loaded: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        tensors = _of_whole_module(path)
+        if tensors:
+            return _without_prefix(tensors)
+
         raise WorkloadError(
             f"weights {path} is no plain state_dict, or is damaged ({_first_line(error)}); "
             "save it again with torch.save(model.state_dict(), …) or as .safetensors"
         ) from error
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, IndexError, BadZipFile) as error:
+        if "TorchScript" in str(error):
+            raise WorkloadError(
+                f"weights {path} are a TorchScript archive, a program with its weights; take the checkpoint that "
+                "it was made from (MLPerf publishes both), or save torch.jit.load(…).state_dict()"
+            ) from error
+
         raise WorkloadError(
             f"weights {path} cannot be read ({_first_line(error)}); is the copy complete?"
         ) from error
@@ -150,6 +190,17 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
         raise WorkloadError(f"weights {path} hold things that are no tensors: {_some(strangers)}")
 
     return _without_prefix({str(key): value for key, value in loaded.items()})
+
+
+def _of_whole_module(path: Path) -> dict[str, Tensor] | None:
+    """None: the file holds no module, or cannot be read as one."""
+    try:
+        return read_module(path)
+    except (
+        *(pickle.UnpicklingError, OSError, EOFError, RuntimeError, BadZipFile, RecursionError),
+        *(AttributeError, AssertionError, LookupError, TypeError, ValueError),
+    ):  # what damaged files end in; the caller has torch's own word for it
+        return None
 
 
 def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -188,5 +239,8 @@ def _some(names: list[str]) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    text, kind = str(error).strip(), type(error).__name__
+    if isinstance(error, LookupError):  # whose text is the key alone
+        return f"{kind}: {text}"
+
+    return text.splitlines()[0] if text else kind
