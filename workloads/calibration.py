@@ -4,17 +4,19 @@ Offline: LoadGen makes 1.1 × expected rate × min_duration samples beforehand, 
 early has an INVALID test; so 1.25 × the measured rate, since too high a rate only lengthens the test.
 SingleStream, MultiStream: it makes 2 × min_duration / expected latency queries, and running out of them is an
 error; so 0.75 × the measured median latency. Server: the rate the measured batch times allow, proved in short
-LoadGen tests and lowered until the latency limit is held with room.
+LoadGen tests and lowered until the latency limit is held with room, or raised while it is.
 """
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from time import monotonic_ns
 from typing import Any
 
+from workloads.pipeline import SORTED_BATCHES, Pending, begin_of, by_length, depth_of, lengths_of
 from workloads.protocol import LoadgenSettings, Scenario, Workload
 from workloads.sut import Library
 
@@ -42,6 +44,8 @@ SAME = 1.25
 """Batch times that differ by less count as the same."""
 FIRST_SHARE, NEXT_SHARE = 0.75, 0.7
 """The first rate tried, of what the batch times allow; the next, of the one before."""
+RISE, MOST_RISES = 1.13, 5
+"""A first rate that holds is followed by higher ones, each by so much, as long as they hold."""
 ROOM = 0.7
 """Of the latency limit that a trial's percentile may take: the real test is longer and meets more."""
 FEW_QUERIES = 100
@@ -122,21 +126,53 @@ class Stopwatch:
 
     Args:
         most_at_once: what a query of more samples is cut into.
+        in_flight: as Offline has them: batches follow each other as closely as the workload allows, and are of
+            samples of like length; a batch's time is then that from the end of the one before it.
     """
 
-    def __init__(self, workload: Workload, library: Library, most_at_once: int) -> None:
+    def __init__(
+        self, workload: Workload, library: Library, most_at_once: int, *, in_flight: bool = False
+    ) -> None:
         self._workload = workload
         self._library = library
         self._most_at_once = most_at_once
+        self._begin = begin_of(workload) if in_flight else None
+        self._depth = depth_of(workload)
+        self._flight: deque[Pending] = deque()
+        self._lengths = lengths_of(workload) if in_flight else None
+        self._sorted: deque[Sequence[int]] = deque()
 
     def time(self, samples: int) -> int:
         """Nanoseconds for one query of this many samples."""
-        indices = self._library.take(samples)
         begin_ns = monotonic_ns()
+        if self._begin is not None:
+            while len(self._flight) < self._depth:
+                self._flight.append(self._begin(self._next(samples)))
+
+            self._flight.popleft().result()
+            return monotonic_ns() - begin_ns
+
+        indices = self._next(samples)
         for start in range(0, samples, self._most_at_once):
             self._workload.predict(indices[start : start + self._most_at_once])
 
         return monotonic_ns() - begin_ns
+
+    def _next(self, samples: int) -> Sequence[int]:
+        if self._lengths is None:
+            return self._library.take(samples)
+
+        if not self._sorted:
+            taken = self._library.take(SORTED_BATCHES * samples)
+            ordered = [taken[place] for place in by_length(taken, self._lengths)]
+            self._sorted.extend(ordered[at : at + samples] for at in range(0, len(ordered), samples))
+
+        return self._sorted.popleft()
+
+    def finish(self) -> None:
+        """Wait for the batches still in flight."""
+        while self._flight:
+            self._flight.popleft().result()
 
     def warm_up(self, samples: int, seconds: float) -> list[int]:
         """Predict until the times are steady or ``seconds`` over, and at least twice."""
@@ -191,7 +227,7 @@ def calibrate(
     """
     begin_s = time.monotonic()
     at_once = _samples_at_once(settings, batch_size)
-    watch = Stopwatch(workload, library, batch_size)
+    watch = Stopwatch(workload, library, batch_size, in_flight=settings.scenario is Scenario.OFFLINE)
     warm_up, batch_times = (compute or _here)(lambda: _timed(watch, settings, at_once))
     whole = batch_times[-1]
     trials: tuple[Trial, ...] = ()
@@ -203,8 +239,8 @@ def calibrate(
         chosen = best.batch_size
         if qps is None:
             trials = _prove(best, settings, run_trial)
-            qps = trials[-1].asked_qps
-            notes = _what_it_says(trials[-1], limit_ns)
+            qps = proven(trials).asked_qps
+            notes = _what_it_says(proven(trials), limit_ns)
     elif qps is None:
         trials = _fast_trials(whole, settings, batch_size, run_trial)
         qps = _expected_qps(whole, trials, settings.scenario)
@@ -229,6 +265,7 @@ def _here(job: Callable[[], Timed]) -> Timed:
 def _timed(watch: Stopwatch, settings: LoadgenSettings, at_once: int) -> Timed:
     warm_up = watch.warm_up(at_once, WARM_UP_S)
     whole = watch.settle(at_once, warm_up[1:])
+    watch.finish()
     if settings.scenario is not Scenario.SERVER:
         return warm_up, (whole,)
 
@@ -313,7 +350,7 @@ def _by_batch_size(watch: Stopwatch, whole: BatchTime, limit_ns: int) -> tuple[B
     times: list[BatchTime] = []
     size = 1
     while size < whole.batch_size:
-        watch.time(size)  # the first of a size may have to choose its kernels
+        watch.warm_up(size, 0.0)  # the first two of a size may choose its kernels and capture its graph
         times.append(watch.measure(size, PER_BATCH_SIZE_S))
         if times[-1].median_ns > max(limit_ns, SAME * whole.median_ns):
             break
@@ -324,24 +361,39 @@ def _by_batch_size(watch: Stopwatch, whole: BatchTime, limit_ns: int) -> tuple[B
 
 
 def _prove(best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial) -> tuple[Trial, ...]:
-    """Server trials at falling rates, until one holds the limit."""
-    limit_ns = _limit_ns(settings)
-    percentile = f"result_{100 * (settings.target_latency_percentile or 0.99):.2f}_percentile_latency_ns"
+    """Server trials at falling rates, until one holds the limit; if the first does, at rising ones, as batches in
+    flight together answer more than the batch times allow."""
     trials: list[Trial] = []
     qps = FIRST_SHARE * 1e9 / (1e9 / best.samples_per_s + SERVER_QUERY_NS)
     while len(trials) < MOST_TRIALS and not (trials and trials[-1].held):
-        wanted_ms = max(LIMITS_PER_TRIAL * limit_ns / 1e6, QUERIES_PER_TRIAL / qps * 1e3, TRIAL_MS)
-        duration_ms = round(min(wanted_ms, LONGEST_TRIAL_MS))
-        outstanding = max(HOPELESS_QUERIES, round(HOPELESS_LIMITS * qps * limit_ns / 1e9))
-        asked = replace(settings, min_duration_ms=duration_ms, min_query_count=1, target_qps=qps)
-        queries, seen_qps, log = run_trial(asked, best.batch_size, outstanding)
-        latency_ns, errors = int(log[percentile]), int(log["num_errors"])
-        room = ROOM if queries >= FEW_QUERIES else 1.0  # of few, the percentile is the slowest of all
-        held = latency_ns <= room * limit_ns and not errors
-        trials.append(Trial(qps, seen_qps, queries, latency_ns, errors, held))
+        trials.append(_trial(best, settings, run_trial, qps))
         qps *= NEXT_SHARE
 
+    while len(trials) <= MOST_RISES and all(one.held for one in trials):
+        trials.append(_trial(best, settings, run_trial, RISE * trials[-1].asked_qps))
+
     return tuple(trials)
+
+
+def _trial(best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial, qps: float) -> Trial:
+    limit_ns = _limit_ns(settings)
+    percentile = f"result_{100 * (settings.target_latency_percentile or 0.99):.2f}_percentile_latency_ns"
+    wanted_ms = max(LIMITS_PER_TRIAL * limit_ns / 1e6, QUERIES_PER_TRIAL / qps * 1e3, TRIAL_MS)
+    duration_ms = round(min(wanted_ms, LONGEST_TRIAL_MS))
+    outstanding = max(HOPELESS_QUERIES, round(HOPELESS_LIMITS * qps * limit_ns / 1e9))
+    asked = replace(settings, min_duration_ms=duration_ms, min_query_count=1, target_qps=qps)
+    queries, seen_qps, log = run_trial(asked, best.batch_size, outstanding)
+    latency_ns, errors = int(log[percentile]), int(log["num_errors"])
+    room = ROOM if queries >= FEW_QUERIES else 1.0  # of few, the percentile is the slowest of all
+    return Trial(
+        qps, seen_qps, queries, latency_ns, errors, held=latency_ns <= room * limit_ns and not errors
+    )
+
+
+def proven(trials: Sequence[Trial]) -> Trial:
+    """The highest rate that held the limit; if none did, the lowest."""
+    held = [one for one in trials if one.held]
+    return max(held, key=lambda one: one.asked_qps) if held else min(trials, key=lambda one: one.asked_qps)
 
 
 def _what_it_says(last: Trial, limit_ns: int) -> list[str]:

@@ -2,17 +2,22 @@
 
 import queue
 import random
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
 from itertools import cycle
 from time import monotonic_ns
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from workloads.pipeline import SORTED_BATCHES, Begin, Lengths, Pending, by_length
 from workloads.protocol import Workload
 
 if TYPE_CHECKING:
     from workloads.protocol import Outputs
+
+LOOK_EVERY_NS = 100_000
+"""How long Server's thread waits for a query before it looks whether the batch in flight is done."""
 
 Complete = Callable[[Sequence[int], "Outputs"], None]
 """Hand LoadGen the outputs of these response ids, in order; returns once LoadGen has taken them."""
@@ -78,8 +83,23 @@ class Library:
         return [next(self._turn) for _ in range(count)]
 
 
+class _InFlight(NamedTuple):
+    ids: Sequence[int]
+    """Of the first samples of the batch; what it was filled up with has none."""
+    samples: int
+    """Predicted, with those it was filled up with."""
+    pending: Pending
+
+
 class Batches:
-    """Runs batches: predict, complete, and tell the watcher. Used by one thread at a time."""
+    """Runs batches: predict, complete, and tell the watcher. Used by one thread at a time.
+
+    Args:
+        begin: begins a batch that is asked for later (None: ``predict`` alone, one batch after another).
+        depth: how many may be in flight. The watcher is told of each as if it began when the one before it
+            ended: batches in flight together share the device, and their times must not be counted twice.
+        lengths: a query of several batches is cut into batches of samples of like length.
+    """
 
     def __init__(
         self,
@@ -88,6 +108,10 @@ class Batches:
         batch_size: int,
         watcher: Watcher,
         on_issuing: Callable[[int], None] | None = None,
+        *,
+        begin: Begin | None = None,
+        depth: int = 1,
+        lengths: Lengths | None = None,
     ) -> None:
         self.begin_ns = 0
         """LoadGen's first issue(); 0 before."""
@@ -95,17 +119,27 @@ class Batches:
         """When the last QuerySamplesComplete returned."""
         self.samples = 0
         self.batch_size = batch_size
+        self.depth = depth if begin is not None else 1
         self._predict = predict
+        self._begin = begin
+        self._lengths = lengths
         self._complete = complete
         self._watcher = watcher
         self._began = watcher.began
         self._completed = watcher.completed
         self._on_issuing = on_issuing
+        self._flight: deque[_InFlight] = deque()
+        self._head_began_ns = 0
 
     @property
     def samples_per_s(self) -> float:
         """From first issue to last completion."""
         return self.samples * 1e9 / (self.end_ns - self.begin_ns)
+
+    @property
+    def in_flight(self) -> int:
+        """Batches begun and not completed."""
+        return len(self._flight)
 
     def first_issue(self) -> None:
         """LoadGen issues the test's first query now."""
@@ -113,20 +147,68 @@ class Batches:
         self._watcher.first_issue(self.begin_ns)
 
     def run(self, ids: Sequence[int], indices: Sequence[int]) -> None:
-        """Answer these samples, in batches of at most ``batch_size``; one batch may have surplus ``indices``."""
+        """Answer these samples, in batches of at most ``batch_size``; one batch may have surplus ``indices``.
+
+        All are complete on return, and those that were in flight.
+        """
         count, size = len(ids), self.batch_size
         if count <= size:
-            self._run_one(ids, indices, count)
+            self.start(ids, indices)
         else:
-            for start in range(0, count, size):
-                stop = min(start + size, count)
-                self._run_one(ids[start:stop], indices[start:stop], stop - start)
+            window = size if self._lengths is None else SORTED_BATCHES * size
+            for start in range(0, count, window):
+                self._start_each(ids[start : start + window], indices[start : start + window])
+
+        while self._flight:
+            self.finish_one()
+
+    def _start_each(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        if self._lengths is not None:
+            places = by_length(indices, self._lengths)
+            ids, indices = [ids[place] for place in places], [indices[place] for place in places]
+
+        for start in range(0, len(ids), self.batch_size):
+            stop = start + self.batch_size
+            self.start(ids[start:stop], indices[start:stop])
+
+    def start(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        """Begin one batch, after the oldest is complete if ``depth`` are in flight; without ``begin``, run it."""
+        if self._begin is None:
+            self._run_one(ids, indices, len(ids))
+            return
+
+        if len(self._flight) == self.depth:
+            self.finish_one()
+
+        if not self._flight:
+            self._head_began_ns = monotonic_ns()
+            self._began(self._head_began_ns)
+
+        self._flight.append(_InFlight(ids, len(indices), self._begin(indices)))
+
+    def head_is_done(self) -> bool:
+        """Whether ``finish_one`` would not have to wait."""
+        return self._flight[0].pending.done()
+
+    def finish_one(self) -> None:
+        """Wait for the oldest batch in flight and complete it."""
+        head = self._flight.popleft()
+        count = len(head.ids)
+        outputs = head.pending.result()
+        self._complete(head.ids, outputs if head.samples == count else outputs[:count])
+        self._done(self._head_began_ns, count)
+        self._head_began_ns = self.end_ns
+        if self._flight:
+            self._began(self.end_ns)
 
     def _run_one(self, ids: Sequence[int], indices: Sequence[int], count: int) -> None:
         begin_ns = monotonic_ns()
         self._began(begin_ns)
         outputs = self._predict(indices)
         self._complete(ids, outputs if len(indices) == count else outputs[:count])
+        self._done(begin_ns, count)
+
+    def _done(self, begin_ns: int, count: int) -> None:
         self.end_ns = end_ns = monotonic_ns()
         self.samples += count
         self._completed(begin_ns, end_ns, count, False)
@@ -170,6 +252,9 @@ class QueueSut:
     power takes hardly longer (a GPU that waits for its host) all that wait go together, and the batch is filled
     up with samples it has already, whose answers are dropped.
 
+    Where batches can be in flight together, a second one is begun once it is half full, or full where half a batch
+    takes as long: before that, waiting for the first to end makes it fuller and costs no time.
+
     Args:
         guard: wraps the thread's work so that no exception leaves it.
         compute: the thread.
@@ -188,6 +273,9 @@ class QueueSut:
         self._batches = batches
         self._wait_ns = wait_ns
         self._queue: queue.SimpleQueue[tuple[Sequence[int], Sequence[int]] | None] = queue.SimpleQueue()
+        self._over = False
+        size = batches.batch_size
+        self._enough_beside = size if size in filled else -(-size // 2)
         self._guard = guard
         self._compute = compute
 
@@ -214,18 +302,35 @@ class QueueSut:
     def _serve(self) -> None:
         ids: list[int] = []
         indices: list[int] = []
-        while ids or self._take(ids, indices, None):
-            self._gather(ids, indices)
-            count, size = batch_of(len(ids), self._batches.batch_size, self._filled)
-            self._batches.run(
-                ids[:count], (indices[:count] * size)[:size] if size > count else indices[:count]
-            )
+        batches = self._batches
+        while ids or batches.in_flight or self._take(ids, indices, None):
+            if batches.in_flight:
+                self._gather_beside(ids, indices)
+                if len(ids) < self._enough_beside or batches.in_flight == batches.depth:
+                    batches.finish_one()
+                    continue
+            else:
+                self._gather(ids, indices)
+
+            count, size = batch_of(len(ids), batches.batch_size, self._filled)
+            batches.start(ids[:count], (indices[:count] * size)[:size] if size > count else indices[:count])
             del ids[:count], indices[:count]
 
     def _gather(self, ids: list[int], indices: list[int]) -> None:
         until_ns = monotonic_ns() + self._wait_ns
         while len(ids) < self._batches.batch_size:
             if not self._take(ids, indices, max(0, until_ns - monotonic_ns())):
+                return
+
+    def _gather_beside(self, ids: list[int], indices: list[int]) -> None:
+        """Take what waits, and what comes until it is enough for a batch beside or the batch in flight is done."""
+        while len(ids) < self._batches.batch_size and self._take(ids, indices, 0):
+            pass
+
+        full = self._batches.in_flight == self._batches.depth
+        enough = self._batches.batch_size if full else self._enough_beside
+        while len(ids) < enough and not self._batches.head_is_done():
+            if not self._take(ids, indices, LOOK_EVERY_NS) and self._over:
                 return
 
     def _take(self, ids: list[int], indices: list[int], wait_ns: int | None) -> bool:
@@ -236,6 +341,7 @@ class QueueSut:
             return False
 
         if query is None:  # what was taken is answered first
+            self._over = True
             self._queue.put(None)
             return False
 

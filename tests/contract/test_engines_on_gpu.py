@@ -1,0 +1,119 @@
+"""Engines on a real GPU: what a captured graph answers is what the eager network answers."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from workloads.bert import Bert
+from workloads.catalog import build
+from workloads.dlrm import Dlrm
+from workloads.engine import Eager, Graphs, engine_for
+from workloads.pipeline import Pipelined
+from workloads.protocol import EngineName, WorkloadError, WorkloadOptions
+from workloads.ssd import suppress
+from workloads.vision import ImageWorkload
+
+pytestmark = pytest.mark.gpu
+OPTIONS = WorkloadOptions(
+    size="small", device="cuda", precision="fp16", batch_size=8, seed=3, threads=4, memory_mib=8192
+)
+
+
+def loaded(engine: EngineName, **changed: object) -> ImageWorkload:
+    workload = build("resnet50", replace(OPTIONS, engine=engine, **changed))
+    assert isinstance(workload, ImageWorkload)
+    workload.load()
+    workload.load_samples(range(64))
+    return workload
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+def test_graphs_answer_as_eager_does(precision: str):
+    graph, eager = loaded("graph", precision=precision), loaded("eager", precision=precision)
+    assert isinstance(graph.engine, Graphs)
+    assert isinstance(eager.engine, Eager)
+    alike = []
+    for start, count in ((0, 8), (8, 8), (16, 3), (19, 1), (20, 1), (21, 5), (26, 8)):
+        indices = range(start, start + count)
+        alike += list(np.asarray(graph.predict(indices)) == np.asarray(eager.predict(indices)))
+
+    assert np.mean(alike) >= (1.0 if precision == "fp32" else 0.9)
+    assert graph.engine.buckets == [1, 8]
+
+
+def test_batches_in_flight_end_in_the_order_they_began():
+    workload = loaded("graph")
+    assert isinstance(workload, Pipelined)
+    assert workload.depth == 2
+    expected = [np.array(workload.predict(range(at, at + 8))) for at in range(0, 56, 8)]
+    pending, found = [], []
+    for at in range(0, 56, 8):
+        if len(pending) == workload.depth:
+            found.append(np.array(pending.pop(0).result()))
+
+        pending.append(workload.begin(range(at, at + 8)))
+
+    found += [np.array(one.result()) for one in pending]
+    assert np.array_equal(np.stack(found), np.stack(expected))
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_says_so():
+    def waits(count: int) -> Tensor:
+        rows = torch.arange(count, device="cuda")
+        return rows * int(rows.sum().item())  # the host waits here, which a capture forbids
+
+    notes: list[str] = []
+    engine = engine_for(waits, OPTIONS, notes)
+    assert isinstance(engine, Eager)
+    assert "CUDA graphs failed" in notes[0]
+    assert engine.run(3).tolist() == [0, 3, 6]
+    with pytest.raises(WorkloadError, match="cannot be captured"):
+        engine_for(waits, replace(OPTIONS, engine="graph"), [])
+
+
+def test_packed_bert_in_graphs_answers_as_the_reference_does():
+    bert = Bert("bert", OPTIONS)
+    bert.load()
+    for indices in (range(8), range(8, 11), [11]):  # each of other tokens
+        found, expected = bert.predict(indices), bert.reference(indices)
+        there = expected > -9_000
+        assert np.array_equal(there, found > -9_000)
+        assert np.abs(found - expected)[there].max() < 0.02 * np.abs(expected[there]).max()
+
+
+def test_coalesced_dlrm_rates_as_the_reference_does():
+    dlrm = Dlrm("dlrm", OPTIONS)
+    dlrm.load()
+    pending = [dlrm.begin(range(at, at + 8)) for at in (0, 8)]
+    found = [rated for one in pending for rated in one.result()]
+    for rated, expected in zip(found, dlrm.reference(range(16)), strict=True):
+        assert np.allclose(rated, expected, atol=5e-3)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+def test_the_decoders_graph_transcribes_as_launching_its_steps_does(count: int):
+    graph, eager = (
+        build("rnnt", replace(OPTIONS, precision="fp32", engine=name)) for name in ("graph", "eager")
+    )
+    for workload in (graph, eager):
+        workload.load()
+
+    alike = []
+    for start in (0, 40, 80):
+        indices = range(start, start + count)
+        for found, expected in zip(graph.predict(indices), eager.predict(indices), strict=True):
+            alike.append(np.array_equal(found, expected))
+
+    assert np.mean(alike) >= 0.8  # products of other shapes round otherwise, and a tie may fall the other way
+
+
+def test_suppression_on_the_gpu_keeps_what_it_does_on_the_cpu():
+    generator = torch.Generator().manual_seed(1)
+    corner, size = (torch.rand(3000, 2, generator=generator) for _ in range(2))
+    boxes, group = torch.cat((corner, corner + size), dim=1), torch.randint(40, (3000,), generator=generator)
+    scores = torch.rand(3000, generator=generator)
+    on_cpu = suppress(boxes, scores, group, 0.5)
+    assert torch.equal(suppress(boxes.cuda(), scores.cuda(), group.cuda(), 0.5).cpu(), on_cpu)

@@ -1,0 +1,262 @@
+"""BERT without padding: the tokens of a batch one after another, attention within each sample alone.
+
+MLPerf's samples are 54 % padding at 384 tokens; here none is computed. Linear layers see one long sequence;
+attention is torch's own FlashAttention for sequences of differing lengths.
+"""
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from subprocess import CalledProcessError
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import BertForQuestionAnswering
+
+from workloads.engine import Graphs, HostCopies, OnItsWay, chosen
+from workloads.protocol import WorkloadError, WorkloadOptions
+
+LADDER = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
+"""Tokens of a batch that have a CUDA graph each. Of more tokens than the last the GPU is busy for longer than the
+host needs to launch (BERT-large on an H200: 11 000 tokens run as fast eagerly as in a graph), so they run as they
+are, with no token too many."""
+ALIGNED = 64
+"""Beyond the ladder, tokens are a multiple of it: what matrix products like."""
+DEPTH = 2
+"""Batches in flight."""
+AddNorm = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
+"""``layer_norm(x + y)`` with weight, bias and epsilon."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """A batch's samples one after another."""
+
+    words: npt.NDArray[np.int32]
+    """[3, tokens]: token ids, segments, positions."""
+    bounds: npt.NDArray[np.int32]
+    """[samples + 1]: where each begins, and where the last ends."""
+
+    @property
+    def tokens(self) -> int:
+        return int(self.words.shape[1])
+
+
+class Layer(NamedTuple):
+    """The weights of one encoder layer; query, key and value in one matrix."""
+
+    qkv: tuple[Tensor, Tensor]
+    attended: tuple[Tensor, Tensor]
+    attended_norm: tuple[Tensor, Tensor]
+    up: tuple[Tensor, Tensor]
+    down: tuple[Tensor, Tensor]
+    norm: tuple[Tensor, Tensor]
+
+
+class PackedNetwork:
+    """BertForQuestionAnswering's arithmetic over packed samples, from its weights.
+
+    On a GPU the activation is cuBLASLt's own epilogue, GELU by tanh: it differs from BERT's, by erf, by 5e-4 at
+    most, less than bf16 tells apart.
+    """
+
+    def __init__(self, network: BertForQuestionAnswering, longest: int) -> None:
+        bert: Any = network.bert
+        self.heads, self.width = network.config.num_attention_heads, network.config.hidden_size
+        self._longest = longest
+        self._eps = network.config.layer_norm_eps
+        embeddings = bert.embeddings
+        self._words = embeddings.word_embeddings.weight.detach()
+        self._segments = embeddings.token_type_embeddings.weight.detach()
+        self._positions = embeddings.position_embeddings.weight.detach()
+        self._first_norm = _of(embeddings.LayerNorm)
+        self._layers = [_layer(each) for each in bert.encoder.layer]
+        self._last = _of(network.qa_outputs)
+        self.add_norm: AddNorm = _add_norm
+
+    def forward(self, words: Tensor, bounds: Tensor) -> Tensor:
+        """Int32 ``words`` [3, tokens] and ``bounds`` [n + 1] → float32 logits [tokens, 2]."""
+        x = functional.embedding(words[0], self._words) + functional.embedding(words[1], self._segments)
+        x = self.add_norm(x, functional.embedding(words[2], self._positions), *self._first_norm, self._eps)
+        for layer in self._layers:
+            attended = self._attend(functional.linear(x, *layer.qkv), bounds)
+            x = self.add_norm(
+                functional.linear(attended, *layer.attended), x, *layer.attended_norm, self._eps
+            )
+            x = self.add_norm(functional.linear(_up(x, *layer.up), *layer.down), x, *layer.norm, self._eps)
+
+        return functional.linear(x, *self._last).float()
+
+    def _attend(self, qkv: Tensor, bounds: Tensor) -> Tensor:
+        query, key, value = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
+        if qkv.is_cuda:
+            found = torch.ops.aten._flash_attention_forward(
+                *(query, key, value, bounds, bounds, self._longest, self._longest), 0.0, False, False
+            )
+            out: Tensor = found[0]
+            return out.reshape(len(qkv), self.width)
+
+        cuts = bounds[1:-1].tolist()
+        parts = zip(*(torch.tensor_split(each, cuts) for each in (query, key, value)), strict=True)
+        attended = [
+            functional.scaled_dot_product_attention(*(each.transpose(0, 1)[None] for each in part))[0]
+            for part in parts
+        ]
+        return torch.cat(attended, dim=1).transpose(0, 1).reshape(len(qkv), self.width)
+
+
+class PackedBert:
+    """Runs packed batches on the GPU: one copy to it, a graph where there is one, one copy back.
+
+    Raises:
+        WorkloadError: the engine asked for does not work here.
+    """
+
+    def __init__(
+        self, network: BertForQuestionAnswering, longest: int, options: WorkloadOptions, notes: list[str]
+    ) -> None:
+        self._network = PackedNetwork(network, longest)
+        self._longest = longest
+        self._engine = chosen(options)
+        self._copies = HostCopies(DEPTH)
+        self._most = -(-options.batch_size * longest // ALIGNED) * ALIGNED + longest
+        # The last of a ladder step's tokens belong to no sample: sequences of their own, each of its full length.
+        self._bounds = options.batch_size + 2 + max(LADDER) // longest
+        size = 3 * self._most + self._bounds
+        self._on_device = torch.zeros(size, dtype=torch.int32, device="cuda")
+        self._staged: deque[Tensor] = deque(
+            torch.zeros(size, dtype=torch.int32, pin_memory=True) for _ in range(DEPTH + 1)
+        )
+        norm = None if self._engine == "compile" else one_kernel_norm()
+        if norm is not None:
+            self._network.add_norm = norm
+            notes.append("additions are normalised in one kernel (Triton)")
+
+        forward = self._network.forward
+        self._forward = torch.compile(forward, dynamic=True) if self._engine == "compile" else forward
+        self._graphs = self._captured(options, notes)
+
+    def begin(self, batch: Packed) -> OnItsWay:
+        """Begin a batch; its logits, float32 [tokens or more, 2], arrive."""
+        step = next((step for step in LADDER if step >= batch.tokens), None) if self._graphs else None
+        tokens = -(-batch.tokens // ALIGNED) * ALIGNED if step is None else step
+        staged = self._staged[0]
+        self._staged.rotate(-1)
+        fill(staged.numpy(), batch, tokens, self._bounds, self._longest)
+        used = 3 * tokens + self._bounds
+        with torch.inference_mode():
+            self._on_device[:used].copy_(staged[:used], non_blocking=True)
+            logits = self._graphs.replay(tokens) if self._graphs and step else self._run(tokens)
+            return self._copies.fetch(logits, self._most)
+
+    def bare(self) -> None:
+        """Compute the last batch once more; the GPU has it."""
+        with torch.inference_mode():
+            self._run(self._last_tokens)
+
+    def _run(self, tokens: int) -> Tensor:
+        """What is on the device, as so many tokens."""
+        self._last_tokens = tokens
+        words = self._on_device[: 3 * tokens].view(3, tokens)
+        return self._forward(words, self._on_device[3 * tokens : 3 * tokens + self._bounds])
+
+    def _captured(self, options: WorkloadOptions, notes: list[str]) -> Graphs | None:
+        if self._engine == "eager":
+            notes.append("engine: eager, samples packed without padding")
+            return None
+
+        graphs = Graphs(self._run, max(LADDER))
+        steps = [step for step in LADDER if step <= self._most]
+        try:
+            with torch.inference_mode():
+                for step in reversed(steps):
+                    empty = Packed(np.zeros((3, 0), np.int32), np.zeros(1, np.int32))
+                    host = self._staged[0].numpy()
+                    fill(host, empty, step, self._bounds, self._longest)
+                    self._on_device.copy_(self._staged[0])
+                    graphs.replay(step)
+
+                torch.cuda.synchronize()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            if options.engine != "auto":
+                raise WorkloadError(
+                    f"engine {options.engine}: bert cannot be captured as CUDA graphs ({reason}); "
+                    "ask for --engine eager"
+                ) from error
+
+            notes.append(f"engine: eager, samples packed without padding; CUDA graphs failed: {reason}")
+            return None
+
+        compiled = "torch.compile, " if self._engine == "compile" else ""
+        notes.append(
+            f"engine: {self._engine}: {compiled}CUDA graphs of batches up to {steps[-1]} tokens, launched one by one "
+            "beyond; samples packed without padding"
+        )
+        return graphs
+
+
+def fill(staged: npt.NDArray[np.int32], batch: Packed, tokens: int, bounds: int, longest: int) -> None:
+    """Write a batch into ``staged`` as ``tokens`` tokens and ``bounds`` bounds, flat one after another.
+
+    What is too many are tokens of id 0 in sequences of at most ``longest``; bounds left over close empty ones.
+    """
+    words = staged[: 3 * tokens].reshape(3, tokens)
+    words[:, : batch.tokens] = batch.words
+    words[:, batch.tokens :] = 0
+    given = len(batch.bounds)
+    rest = staged[3 * tokens : 3 * tokens + bounds]
+    rest[:given] = batch.bounds
+    rest[given:] = np.minimum(batch.tokens + longest * np.arange(1, bounds - given + 1), tokens)
+
+
+def _add_norm(x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return functional.layer_norm(x + y, (x.shape[-1],), weight, bias, eps)
+
+
+def one_kernel_norm() -> AddNorm | None:
+    """``layer_norm(x + y)`` as one kernel; None where Triton, or the C compiler it needs, is missing."""
+    try:
+        from workloads.norm_triton import add_norm
+
+        row = torch.zeros(1, 64, dtype=torch.float16, device="cuda")
+        add_norm(row, row, row[0], row[0], 1e-12)
+        torch.cuda.synchronize()
+    except (ImportError, RuntimeError, OSError, CalledProcessError):
+        return None
+
+    return add_norm
+
+
+def _up(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    if x.is_cuda:
+        return torch._addmm_activation(bias, x, weight.t(), use_gelu=True)
+
+    return functional.gelu(functional.linear(x, weight, bias))
+
+
+def _of(module: Any) -> tuple[Tensor, Tensor]:
+    return module.weight.detach(), module.bias.detach()
+
+
+def _together(modules: Sequence[Any]) -> tuple[Tensor, Tensor]:
+    weights, biases = zip(*(_of(module) for module in modules), strict=True)
+    return torch.cat(weights), torch.cat(biases)
+
+
+def _layer(layer: Any) -> Layer:
+    attention = layer.attention.self
+    return Layer(
+        qkv=_together([attention.query, attention.key, attention.value]),
+        attended=_of(layer.attention.output.dense),
+        attended_norm=_of(layer.attention.output.LayerNorm),
+        up=_of(layer.intermediate.dense),
+        down=_of(layer.output.dense),
+        norm=_of(layer.output.LayerNorm),
+    )
