@@ -12,13 +12,24 @@ from typing import Any, Literal
 from scheduler.errors import SpecError
 from scheduler.selection import names_of
 from scheduler.slices import Slice
-from scheduler.spec import LoadgenRound, Preset, RunSpec, Windows
+from scheduler.spec import AccuracyTerms, LoadgenRound, Preset, RunSpec, Windows
 from workloads import catalog
-from workloads.protocol import DeviceKind, LoadgenSettings, Precision, Scenario, Size, WorkloadOptions
+from workloads.protocol import (
+    DeviceKind,
+    EngineName,
+    LoadgenSettings,
+    Precision,
+    Scenario,
+    Size,
+    WorkloadOptions,
+)
 
 OFFLINE_LASTS = 2.5
 """An Offline test lasts up to 1.1 (LoadGen) × 1.25 (the calibration) of its duration, and one that was through
 early before it up to 1."""
+
+HIGH_ACCURACY = ("3d-unet", "dlrm")
+"""MLPerf's HeteroMIG ran these at 99.9 % (``hetero_high_accuracy``), the others at 99 % (``hetero``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +60,8 @@ class Plan:
     comparable_to_mlperf: bool
     """As far as settings go: full model, and the round's duration, counts and seeds."""
     notes: tuple[str, ...]
+    accuracy: AccuracyTerms | None = None
+    """None: main is run for its performance."""
 
     @property
     def all(self) -> tuple[Assignment, ...]:
@@ -70,6 +83,18 @@ class _Terms:
     @property
     def main_duration_s(self) -> float:
         return self.preset.main_duration_s if self.spec.main_duration is None else self.spec.main_duration
+
+    @property
+    def fidelity_samples(self) -> int:
+        """At most; a workload of which a quick run takes few samples has no more compared."""
+        if self.spec.fidelity_samples is not None:
+            return self.spec.fidelity_samples
+
+        workload, quick = self.round.of(self.spec.main), self.round.quick
+        if self.preset.mlperf_sample_counts:
+            return self.round.fidelity_samples
+
+        return min(quick.fidelity_samples, workload.quick_performance_sample_count or quick.fidelity_samples)
 
 
 def benchmark_count(spec: RunSpec) -> int:
@@ -127,6 +152,7 @@ def assign(
         idle=() if names else others,
         comparable_to_mlperf=not shortfalls,
         notes=tuple(_notes(terms, main, shortfalls)),
+        accuracy=_accuracy_terms(terms) if spec.main_mode == "accuracy" else None,
     )
 
 
@@ -219,11 +245,12 @@ def _background(terms: _Terms, number: int, name: str, slice_: Slice) -> Assignm
 def _options(terms: _Terms, name: str, slice_: Slice) -> WorkloadOptions:
     spec, device = terms.spec, _device(slice_)
     size: Size = terms.preset.size[device] if spec.size == "auto" else spec.size
-    batch_size = spec.batch_size.get(name, catalog.CATALOG[name].batch_size[device, size])
+    batch_size = spec.batch_size.get(name, catalog.entry(name).batch_size[device, size])
     return WorkloadOptions(
         size=size,
         device=device,
         precision=_precision(spec, device),
+        engine=_engine(spec, device),
         batch_size=batch_size,
         seed=spec.seed,
         # A core of one's own counts whole, one of n benchmarks' a share of 1/n; at least one thread.
@@ -252,6 +279,17 @@ def _precision(spec: RunSpec, device: DeviceKind) -> Precision:
     return spec.precision
 
 
+def _engine(spec: RunSpec, device: DeviceKind) -> EngineName:
+    if spec.engine == "graph" and device == "cpu":
+        raise SpecError(
+            asked="--engine graph on CPU slices",
+            found="CUDA graphs are a GPU's launches",
+            do="use --engine eager or compile",
+        )
+
+    return spec.engine
+
+
 def _main_settings(terms: _Terms, options: WorkloadOptions) -> LoadgenSettings:
     spec, round_ = terms.spec, terms.round
     counts = round_ if terms.preset.mlperf_sample_counts else round_.quick
@@ -263,12 +301,16 @@ def _main_settings(terms: _Terms, options: WorkloadOptions) -> LoadgenSettings:
         min_duration_s=terms.main_duration_s,
         min_query_count=counts.min_query_count[spec.main_scenario],
     )
-    limit_ms = round_.workloads[spec.main].server_target_latency_ms
+    limit_ms = round_.of(spec.main).server_target_latency_ms
     if spec.main_scenario is Scenario.SERVER and limit_ms is not None:
         if options.device == "cpu" and not terms.preset.mlperf_sample_counts:
             limit_ms = max(limit_ms, round_.quick.cpu_server_target_latency_ms)
 
         settings = replace(settings, server_target_latency_ns=limit_ms * 1_000_000)
+
+    if spec.main_mode == "accuracy":
+        few = None if terms.preset.mlperf_sample_counts else terms.fidelity_samples
+        settings = replace(settings, mode="AccuracyOnly", accuracy_sample_count=few)
 
     return replace(
         settings,
@@ -277,10 +319,28 @@ def _main_settings(terms: _Terms, options: WorkloadOptions) -> LoadgenSettings:
     )
 
 
+def _accuracy_terms(terms: _Terms) -> AccuracyTerms:
+    spec, workload = terms.spec, terms.round.of(terms.spec.main)
+    asked = spec.accuracy_target
+    if asked == "auto":
+        asked = "99.9" if spec.main in HIGH_ACCURACY else "99"
+
+    official, references = workload.accuracy, {}
+    if official is not None:
+        references = official.reference_by_samples or {workload.total_sample_count or 0: official.reference}
+
+    return AccuracyTerms(
+        target={"99": 0.99, "99.9": 0.999}[asked],
+        fidelity_samples=terms.fidelity_samples,
+        mlperf_metric=None if official is None else official.metric,
+        mlperf_reference=references,
+    )
+
+
 def _settings(
     terms: _Terms, name: str, size: Size, *, scenario: Scenario, min_duration_s: float, min_query_count: int
 ) -> LoadgenSettings:
-    round_, workload = terms.round, terms.round.workloads[name]
+    round_, workload = terms.round, terms.round.of(name)
     samples = workload.performance_sample_count
     if size == "small" or not terms.preset.mlperf_sample_counts:
         few = workload.quick_performance_sample_count or round_.quick.performance_sample_count
@@ -317,7 +377,7 @@ def _windows(terms: _Terms) -> Windows:
 
     if spec.main_timeout is None:
         values["main_timeout_s"] += OFFLINE_LASTS * max(0.0, main_s - preset.main_duration_s)
-    elif spec.main_timeout <= main_s:
+    elif spec.main_timeout <= main_s and spec.main_mode == "performance":
         raise SpecError(
             asked=f"--main-timeout of {spec.main_timeout:g} s",
             found=f"main alone measures for {main_s:g} s, after loading its model",
@@ -330,11 +390,17 @@ def _windows(terms: _Terms) -> Windows:
 def _shortfalls(terms: _Terms, main: Assignment) -> list[str]:
     """Why the settings are not MLPerf's."""
     minimum_s = terms.round.min_duration_ms / 1000
-    reasons = {
+    of_the_model = {
         f"{main.workload} is not a benchmark of round {terms.round.round}": (
-            terms.round.workloads[main.workload].accuracy is None
+            terms.round.of(main.workload).accuracy is None
         ),
         "the small model": main.options.size == "small",
+    }
+    of_accuracy = {
+        "random weights": catalog.has_random_weights(main.workload, main.options.weights),
+        "synthetic inputs, which have no labels": main.options.data is None,
+    }
+    of_performance = {
         f"{terms.main_duration_s:g} s where MLPerf asks for {minimum_s:g} s": (
             terms.main_duration_s < minimum_s
         ),
@@ -343,10 +409,11 @@ def _shortfalls(terms: _Terms, main: Assignment) -> list[str]:
             terms.spec.start_buffer is not None and terms.spec.start_buffer < terms.preset.start_buffer_s
         ),
         "a background that is no benchmark of the round": any(
-            terms.round.workloads[name].accuracy is None for name in terms.spec.background
+            terms.round.of(name).accuracy is None for name in terms.spec.background
         ),
         f"seeds moved by {terms.spec.seed}": terms.spec.seed != 0,
     }
+    reasons = of_the_model | (of_accuracy if terms.spec.main_mode == "accuracy" else of_performance)
     return [reason for reason, holds in reasons.items() if holds]
 
 
@@ -368,7 +435,7 @@ def _notes(terms: _Terms, main: Assignment, shortfalls: Sequence[str]) -> list[s
             "they disturb each other there, whatever their slices"
         )
 
-    official_ms = terms.round.workloads[spec.main].server_target_latency_ms or 0
+    official_ms = terms.round.of(spec.main).server_target_latency_ms or 0
     limit_ns = main.settings.server_target_latency_ns
     if limit_ns not in (None, official_ms * 1_000_000):
         notes.append(f"Server latency limit on CPU cores: {(limit_ns or 0) / 1e6:g} ms, not {official_ms} ms")
@@ -399,6 +466,7 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
         "comparable_to_mlperf": plan.comparable_to_mlperf,
         "notes": list(plan.notes),
         "windows": plan.windows.model_dump(),
+        "accuracy": None if plan.accuracy is None else plan.accuracy.model_dump(mode="json"),
         "main": _assignment_as_json(plan.main),
         "background": [_assignment_as_json(each) for each in plan.background],
         "idle": [each.id for each in plan.idle],

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from scheduler.assignment import Plan
     from scheduler.mig_changes import Change
-    from scheduler.nvml import Nvml
     from scheduler.result import Result
     from scheduler.slices import Machine
     from scheduler.spec import RunSpec
@@ -35,12 +34,30 @@ PLAIN_WIDTH = 120
 )
 @click.version_option(__version__, prog_name="hetero-mig")
 @click.option(
-    "--main", metavar="NAME", help="The main benchmark: a workload, by name or alias (see `workloads`)."
+    "--main",
+    metavar="NAME",
+    help="The main benchmark: a workload, by name or alias (see `workloads`), or your own: FILE.py:CLASS, hf:FOLDER.",
 )
 @click.option(
     "--main-scenario",
     metavar="SCENARIO",
     help="Offline (default), Server, SingleStream or MultiStream, as far as the workload has them.",
+)
+@click.option(
+    "--main-mode",
+    type=click.Choice(["performance", "accuracy"]),
+    help="performance (default): how fast; accuracy: each sample once, and how good the answers are.",
+)
+@click.option(
+    "--accuracy-target",
+    type=click.Choice(["auto", "99", "99.9"]),
+    help="Of the reference, in %, that an accuracy run must reach (auto: 99.9 for 3d-unet and dlrm, else 99).",
+)
+@click.option(
+    "--fidelity-samples",
+    type=int,
+    metavar="N",
+    help="How many answers of an accuracy run are held against the same weights in fp32.",
 )
 @click.option("--main-duration", metavar=DURATION, help="LoadGen's min_duration for main.")
 @click.option(
@@ -115,6 +132,11 @@ PLAIN_WIDTH = 120
     help="Default: fp16 on GPU, fp32 on CPU.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["auto", "eager", "graph", "compile"]),
+    help="How networks run: eager, as CUDA graphs (default on GPU), or compiled as well.",
+)
+@click.option(
     "--batch-size", multiple=True, metavar="[NAME=]N", help="Most samples at once; without NAME, of main."
 )
 @click.option(
@@ -184,10 +206,10 @@ def slices(as_json: bool) -> None:
 def workloads(as_json: bool) -> None:
     """List the workloads: parameters, FLOPs a sample, sizes, scenarios."""
     if as_json:
-        from workloads.catalog import CATALOG
+        from workloads.catalog import listed
 
         entries = []
-        for entry in CATALOG.values():
+        for entry in listed()[0]:
             fields = asdict(entry)
             fields["batch_size"] = {f"{device} {size}": n for (device, size), n in entry.batch_size.items()}
             entries.append(fields)
@@ -242,14 +264,14 @@ def _run(options: dict[str, Any]) -> int:
     if spec.layout is None:
         return _run_on(machine, spec, options, console)
 
-    from scheduler import mig_run
+    from scheduler import inspection, mig_run
 
     to_be, changes = mig_run.planned(spec.layout, machine)
     plan = _plan(spec, to_be)
     if options["dry_run"]:
         return _show_plan(plan, options["as_json"], console, changes)
 
-    _check_data(plan)
+    inspection.check_data(plan)
     if not nothing_left:
         mig_run.refuse_what_was_left(shelf(), f"--layout {spec.layout}")
 
@@ -258,7 +280,7 @@ def _run(options: dict[str, Any]) -> int:
 
 
 def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], console: "Console") -> int:
-    from scheduler import clock, run
+    from scheduler import clock, inspection, run
     from scheduler.record import RunFolder
 
     started = clock.Clock.start()
@@ -266,7 +288,7 @@ def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], consol
     if options["dry_run"]:
         return _show_plan(plan, options["as_json"], console)
 
-    _check_data(plan)
+    inspection.check_data(plan)
     name = f"{clock.utc_stamp()}-{plan.main.workload}-{plan.main.settings.scenario.lower()}"
     folder = (
         RunFolder.create(options["output"])
@@ -278,7 +300,7 @@ def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], consol
     from scheduler.report.live import LiveView
 
     with LiveView(plan, folder, started, console, plain=options["verbose"]) as watch:
-        result = run.run(plan, spec, _about(machine), started, folder, watch)
+        result = run.run(plan, spec, inspection.about(machine), started, folder, watch)
 
     _show_result(result, folder.path, options["as_json"], console)
     return run.exit_code(result, folder)
@@ -295,18 +317,19 @@ def _spec(options: dict[str, Any]) -> "RunSpec":
     }
     for option in ("batch_size", "weights", "data"):
         if option in asked:
-            asked[option] = _by_name(option, asked[option], asked["main"])
+            asked[option] = _by_name(option, asked[option], asked["main"], asked.get("background", ""))
 
     return parse_run(asked)
 
 
-def _by_name(option: str, items: tuple[str, ...], main: str) -> dict[str, str]:
-    from workloads.catalog import find
+def _by_name(option: str, items: tuple[str, ...], main: str, background: str) -> dict[str, str]:
+    from workloads.catalog import names_one
 
+    references = [main, *background.split(",")]
     named: dict[str, str] = {}
     for item in items:
         before, equals, after = item.partition("=")
-        name, value = (before, after) if equals and find(before) is not None else (main, item)
+        name, value = (before, after) if equals and names_one(before, references) else (main, item)
         if name in named:
             raise click.UsageError(f"--{option.replace('_', '-')} is given twice for {name}")
 
@@ -328,60 +351,6 @@ def _plan(spec: "RunSpec", machine: "Machine") -> "Plan":
 
     slices = selection.slices_on(machine, spec.slices, assignment.benchmark_count(spec))
     return assignment.assign(spec, slices, presets(), loadgen_round())
-
-
-def _check_data(plan: "Plan") -> None:
-    """Look at every file of a data folder before anything starts."""
-    from scheduler.errors import SpecError
-    from workloads import images
-    from workloads.protocol import WorkloadError
-
-    for one in plan.all:
-        if one.options.data is None:
-            continue
-
-        try:
-            images.inspect(one.options.data)
-        except WorkloadError as error:
-            raise SpecError(
-                asked=f"--data {one.options.data} for {one.workload}",
-                found=str(error),
-                do="mend or remove these files, then run again; nothing was started",
-            ) from None
-
-
-def _about(machine: "Machine") -> dict[str, Any]:
-    from scheduler import nvml
-    from scheduler.host import Host
-
-    gpus: dict[str, Any] = {}
-    if machine.gpus:
-        with nvml.open() as library:
-            gpus = {
-                "driver": library.driver(),
-                "settings": {gpu.uuid: asdict(library.settings(gpu.uuid)) for gpu in machine.gpus},
-                "foreign_processes": _foreign_processes(library, machine),
-                "at_start": {gpu.uuid: asdict(library.sample(gpu.uuid)) for gpu in machine.gpus},
-            }
-
-    return {"host": Host().describe(), "gpus": gpus}
-
-
-def _foreign_processes(library: "Nvml", machine: "Machine") -> dict[str, list[int]]:
-    """Who computes on a GPU before anything of ours does: pids by UUID, where the driver tells this user."""
-    from scheduler.errors import GpuError
-
-    found: dict[str, list[int]] = {}
-    for gpu in machine.gpus:
-        try:
-            pids = [one.pid for one in library.processes(gpu.uuid)]
-        except GpuError:
-            continue
-
-        if pids:
-            found[gpu.uuid] = pids
-
-    return found
 
 
 def _banner(plan: "Plan", console: "Console") -> None:

@@ -8,6 +8,7 @@ result.json            last, by rename: a folder without it is of a run that was
 """
 
 import errno
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -177,6 +178,22 @@ class RunFolder:
             return path.read_text(encoding="utf-8", errors="replace").splitlines()
         except OSError:
             return []
+
+    def quality(self, benchmark: str) -> dict[str, Any]:
+        """How good a benchmark's answers are, as its worker wrote it.
+
+        Raises:
+            FolderDamaged: there is none, or it cannot be read.
+        """
+        return self._read(f"{benchmark}/quality.json")
+
+    def answers_sha256(self, benchmark: str) -> str | None:
+        """The digest of LoadGen's accuracy log; None where there is none."""
+        try:
+            with (self.path / benchmark / "loadgen" / "mlperf_log_accuracy.json").open("rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError:
+            return None
 
 
 def _told(line: str) -> tuple[float, Event | Action]:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from workloads.protocol import Precision, Scenario, Size
+from scheduler.spec import AccuracyTerms
+from workloads.protocol import Mode, Precision, Scenario, Size
 
 SCHEMA_VERSION = 1
 
@@ -54,6 +55,51 @@ class Latencies(_Record):
     p999: float | None = None
 
 
+class QualityFigure(_Record):
+    """How good answers are, by one measure; not judged."""
+
+    metric: str
+    """``top-1``, ``F1`` …; of fidelity ``top-1 agreement``, ``span F1`` …"""
+    value: float
+    unit: str
+    samples: int
+    """That it was computed over."""
+    details: dict[str, float] = {}
+
+
+class FidelityFigure(QualityFigure):
+    """Against the same weights in fp32."""
+
+    unit: Literal["%"] = "%"
+
+
+class QualityRecord(_Record):
+    """A worker's ``quality.json``: what workloads/quality.py writes."""
+
+    accuracy: QualityFigure | None
+    """In the task's own metric; None: the data has no labels."""
+    fidelity: FidelityFigure
+    library: int
+    """Samples of the data set."""
+    answered: int
+    """Of them, how many LoadGen asked for."""
+    answers_sha256: str
+    """Of LoadGen's accuracy log, which the figures were computed from."""
+
+
+class AccuracyResult(QualityFigure):
+    """What an accuracy run is judged by. Never called accuracy where it is fidelity."""
+
+    kind: Literal["accuracy", "fidelity"]
+    target: float
+    """The least value that is enough, in ``unit``."""
+    reached: bool
+    why_fidelity: str = ""
+    """Why MLPerf's target does not apply; empty where it does."""
+    beside: QualityFigure | None = None
+    """The other figure, told and not judged: fidelity beside accuracy, accuracy beside fidelity."""
+
+
 class MainResult(_Record):
     """The main benchmark."""
 
@@ -62,7 +108,7 @@ class MainResult(_Record):
     precision: Precision
     batch_size: int
     scenario: Scenario
-    mode: Literal["PerformanceOnly"] = "PerformanceOnly"
+    mode: Mode = "PerformanceOnly"
     slice: str
     device: dict[str, Any]
     """What CUDA (or the kernel) confirmed the worker stands on."""
@@ -71,7 +117,8 @@ class MainResult(_Record):
     """None: LoadGen's log has no end."""
     metric: Metric | None
     latency_ms: Latencies
-    accuracy: None = None
+    accuracy: AccuracyResult | None = None
+    """Of an accuracy run that came to its end."""
     window: Window
     settings: dict[str, Any]
     """Effective LoadGen settings, as LoadGen logged them."""
@@ -190,6 +237,8 @@ class Manifest(_Record):
     on_main_end: Literal["kill", "drain"]
     on_breach: Literal["stop", "record"]
     windows: dict[str, float]
+    accuracy: AccuracyTerms | None = None
+    """None: a performance run."""
     main: BenchmarkRecord
     background: list[BenchmarkRecord]
     slices: list[SliceRecord]

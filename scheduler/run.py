@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +15,7 @@ from scheduler.errors import FolderDamaged, LogError
 from scheduler.events import Action, Event
 from scheduler.loadgen_log import LoadgenResult, parse
 from scheduler.record import RunFolder
-from scheduler.result import SCHEMA_VERSION, BenchmarkRecord, ClockZero, Manifest, Result
+from scheduler.result import SCHEMA_VERSION, BenchmarkRecord, ClockZero, Manifest, QualityRecord, Result
 from scheduler.slices import GpuSlice, MigSlice
 from scheduler.spec import RunSpec
 from scheduler.supervisor import Supervisor
@@ -89,7 +89,7 @@ def judge(folder: RunFolder) -> Result:
     story = folder.story()
     clock = Clock(planned.clock_zero.monotonic_ns, planned.clock_zero.utc)
     window = verdict.main_window(planned, story)
-    evidence = {planned.main.name: _main_evidence(folder, planned.main.name)}
+    evidence = {planned.main.name: _main_evidence(folder, planned)}
     for one in planned.background:
         evidence[one.name] = _background_evidence(folder, one.name, clock, window)
 
@@ -127,6 +127,7 @@ def manifest(plan: Plan, spec: RunSpec, about: Mapping[str, Any], clock: Clock) 
         on_main_end=spec.on_main_end,
         on_breach=spec.on_breach,
         windows=plan.windows.model_dump(),
+        accuracy=plan.accuracy,
         main=_benchmark_record(plan.main),
         background=[_benchmark_record(one) for one in plan.background],
         slices=as_json["slices"],
@@ -145,12 +146,13 @@ def tasks(plan: Plan, folder: RunFolder, clock: Clock) -> dict[str, Task]:
             name=one.name,
             role=one.role,
             workload=one.workload,
-            code=catalog.CATALOG[one.workload].code,
-            imports=catalog.CATALOG[one.workload].imports,
+            code=catalog.entry(one.workload).code,
+            imports=catalog.entry(one.workload).imports,
             slice=one.slice,
             options=one.options,
             settings=one.settings,
             duration_s=one.duration_s,
+            fidelity_samples=0 if plan.accuracy is None else plan.accuracy.fidelity_samples,
             folder=folder.benchmark(one.name),
             clock=clock,
         )
@@ -214,9 +216,31 @@ def _benchmark_record(one: Assignment) -> BenchmarkRecord:
     )
 
 
-def _main_evidence(folder: RunFolder, name: str) -> Evidence:
+def _main_evidence(folder: RunFolder, planned: Manifest) -> Evidence:
+    name = planned.main.name
     log, problem = _log(folder, name, "loadgen")
-    return Evidence(log=log, log_problem=problem, mark=read_mark(folder.path / name))
+    evidence = Evidence(log=log, log_problem=problem, mark=read_mark(folder.path / name))
+    if planned.accuracy is None:
+        return evidence
+
+    quality, problem = _quality(folder, name)
+    return replace(evidence, quality=quality, quality_problem=problem)
+
+
+def _quality(folder: RunFolder, name: str) -> tuple[QualityRecord | None, str]:
+    """The worker's figures, as long as they are of the answers that are in the folder."""
+    try:
+        found = QualityRecord.model_validate(folder.quality(name))
+    except FolderDamaged as error:
+        return None, f"quality.json: {error.found}"
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        return None, f"quality.json, {'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+    if folder.answers_sha256(name) != found.answers_sha256:
+        return None, "LoadGen's accuracy log is not the one that quality.json was computed from"
+
+    return found, ""
 
 
 def _background_evidence(

@@ -18,7 +18,7 @@ from pydantic import (
 import profiles
 from scheduler.errors import SpecError
 from workloads import catalog
-from workloads.protocol import DeviceKind, Precision, Scenario, Size
+from workloads.protocol import DeviceKind, EngineName, Precision, Scenario, Size, WorkloadError
 
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -78,6 +78,23 @@ class Accuracy(BaseModel):
     metric: str
     reference: float
     targets: tuple[float, ...]
+    reference_by_samples: dict[int, float] = {}
+    """By the size of the data set, where that is not the round's ``total_sample_count``."""
+
+
+class AccuracyTerms(BaseModel):
+    """By what a run in accuracy mode is judged."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: Annotated[float, Field(gt=0, le=1)]
+    """0.99 or 0.999: the part of the reference that the answers must reach."""
+    fidelity_samples: Count
+    """How many answers, at most, are held against the same weights in fp32."""
+    mlperf_metric: str | None = None
+    """None: MLPerf has no such benchmark."""
+    mlperf_reference: dict[int, float] = {}
+    """What MLPerf's reference model reaches, by the size of the data set."""
 
 
 class RoundWorkload(BaseModel):
@@ -102,6 +119,7 @@ class QuickCounts(BaseModel):
 
     min_query_count: dict[Scenario, Count]
     performance_sample_count: Count
+    fidelity_samples: Count
     cpu_server_target_latency_ms: Count
 
 
@@ -118,8 +136,23 @@ class LoadgenRound(BaseModel):
     target_latency_percentile: dict[Scenario, float]
     multi_stream_samples_per_query: Count
     min_query_count: dict[Scenario, Count]
+    fidelity_samples: Count
     quick: QuickCounts
     workloads: dict[str, RoundWorkload]
+    own: RoundWorkload
+    """Of workloads that are the user's own."""
+
+    def of(self, name: str) -> RoundWorkload:
+        """What the round, or an own model's class, says of a workload."""
+        if name in self.workloads:
+            return self.workloads[name]
+
+        limit_ms = catalog.entry(name).server_target_latency_ms
+        return (
+            self.own
+            if limit_ms is None
+            else self.own.model_copy(update={"server_target_latency_ms": limit_ms})
+        )
 
 
 def loadgen_round(name: str = "v2.0") -> LoadgenRound:
@@ -156,6 +189,10 @@ class RunSpec(BaseModel):
 
     main: str
     main_scenario: Scenario = Scenario.OFFLINE
+    main_mode: Literal["performance", "accuracy"] = "performance"
+    accuracy_target: Literal["auto", "99", "99.9"] = "auto"
+    """In %; auto: as MLPerf's HeteroMIG ran each workload."""
+    fidelity_samples: Count | None = None
     main_duration: LastingDuration | None = None
     main_slice: str | None = None
     target_qps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -170,6 +207,7 @@ class RunSpec(BaseModel):
     preset: Literal["auto", "quick", "mlperf"] = "auto"
     size: Literal["auto", "full", "small"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
+    engine: EngineName = "auto"
     batch_size: dict[str, Count] = {}
     """By workload name."""
     weights: dict[str, Path] = {}
@@ -246,22 +284,46 @@ class RunSpec(BaseModel):
 
         return paths
 
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_taken(cls, paths: dict[str, Path]) -> dict[str, Path]:
+        for name in paths:
+            parameters = catalog.entry(name).parameters  # of own models none are known
+            if parameters and not any(parameters.values()):
+                raise ValueError(f"{name} has no weights, it computes no model")
+
+        return paths
+
     @field_validator("data")
     @classmethod
     def _data_can_be_read(cls, paths: dict[str, Path]) -> dict[str, Path]:
         for name in paths:
-            if not catalog.CATALOG[name].reads_data:
+            if not catalog.entry(name).reads_data:
                 readers = ", ".join(entry.name for entry in catalog.CATALOG.values() if entry.reads_data)
-                raise ValueError(f"{name} reads no data folder yet, its inputs are synthetic; {readers} does")
+                raise ValueError(f"{name} reads no data folder, its inputs are synthetic; {readers} read one")
 
         return paths
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunSpec":
-        entry = catalog.CATALOG[self.main]
+        entry = catalog.entry(self.main)
         if self.main_scenario not in entry.scenarios:
             possible = ", ".join(entry.scenarios)
             raise ValueError(f"{self.main} does not run under {self.main_scenario}; it runs under {possible}")
+
+        if self.main_mode == "performance" and (self.accuracy_target != "auto" or self.fidelity_samples):
+            raise ValueError(
+                "a performance run judges no answers: --accuracy-target and --fidelity-samples are for "
+                "--main-mode accuracy"
+            )
+
+        if self.main_mode == "accuracy" and entry.trains:
+            raise ValueError(f"{self.main} has no accuracy: its answers are losses, which fall as it learns")
+
+        if self.main_mode == "accuracy" and self.main_duration is not None:
+            raise ValueError(
+                "an accuracy run takes each sample once, however long that is; leave --main-duration out"
+            )
 
         return self
 
@@ -300,8 +362,15 @@ def _as_asked(where: tuple[int | str, ...], asked: dict[str, Any]) -> str:
 
 
 def _known(name: str) -> catalog.Entry:
-    entry = catalog.find(name)
+    try:
+        entry = catalog.find(name)
+    except WorkloadError as error:
+        raise ValueError(str(error)) from None
+
     if entry is None:
-        raise ValueError(f"there is no workload {name!r}; there are {', '.join(catalog.CATALOG)}")
+        raise ValueError(
+            f"there is no workload {name!r}; there are {', '.join(catalog.CATALOG)}, and your own as FILE.py:CLASS or "
+            "hf:FOLDER"
+        )
 
     return entry

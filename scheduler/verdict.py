@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scheduler import lifecycle
+from scheduler import lifecycle, quality
 from scheduler.events import Event
 from scheduler.loadgen_log import LoadgenResult
 from scheduler.result import (
@@ -20,6 +20,7 @@ from scheduler.result import (
     MainResult,
     Manifest,
     Metric,
+    QualityRecord,
     Result,
     Timing,
     Window,
@@ -64,6 +65,10 @@ class Evidence:
     mark: ProgressMark | None = None
     last_completion_s: float | None = None
     in_main_window: WindowWork | None = None
+    quality: QualityRecord | None = None
+    """Of main's answers, in accuracy mode."""
+    quality_problem: str = ""
+    """Why there is no ``quality``."""
 
 
 def main_window(manifest: Manifest, story: Story) -> tuple[float, float] | None:
@@ -102,7 +107,7 @@ def judge(manifest: Manifest, story: Story, evidence: Mapping[str, Evidence]) ->
         comparable_to_mlperf=not shortfall,
         notes=manifest.notes,
         findings=findings,
-        main=_main_result(manifest.main, main, main_evidence, window),
+        main=_main_result(manifest, main, main_evidence, window),
         background=[
             _background_result(
                 planned,
@@ -192,6 +197,10 @@ def _of_main(manifest: Manifest, main: BenchmarkStory, evidence: Evidence) -> It
             recommendation=_loadgen_advice(manifest.main, log),
         )
 
+    if manifest.accuracy is not None and main.finished is not None:
+        found, problem = evidence.quality, evidence.quality_problem
+        yield from quality.findings(manifest.main, manifest.accuracy, found, problem)
+
 
 def _loadgen_advice(planned: BenchmarkRecord, log: LoadgenResult) -> str:
     if planned.scenario == "Server":
@@ -245,7 +254,7 @@ def _of_overlap(
             recommendation=ADVICE["background-died"],
         )
 
-    yield from _of_work(planned, evidence)
+    yield from _of_work(planned, evidence, in_accuracy_mode=manifest.accuracy is not None)
 
 
 def _killed(planned: BenchmarkRecord) -> Finding:
@@ -257,16 +266,20 @@ def _killed(planned: BenchmarkRecord) -> Finding:
     )
 
 
-def _of_work(planned: BenchmarkRecord, evidence: Evidence) -> Iterable[Finding]:
+def _of_work(planned: BenchmarkRecord, evidence: Evidence, *, in_accuracy_mode: bool) -> Iterable[Finding]:
     work, mark = evidence.in_main_window, evidence.mark
-    if work is None or mark is None or work.samples == 0:
+    # An accuracy run lasts as long as its samples do, which may be less than a batch beside it: it has company
+    # all the same where that batch was in hand throughout.
+    at_work = in_accuracy_mode and work is not None and work.longest_idle_s <= IDLE_LIMIT_S
+    longer = "take more --fidelity-samples" if in_accuracy_mode else "give a longer --main-duration"
+    if work is None or mark is None or (work.samples == 0 and not at_work):
         yield Finding(
             code="no-samples-in-window",
             severity="breach",
             message=f"{planned.name} completed no sample in main's window",
             figure=0,
             limit=1,
-            recommendation="give a longer --main-duration, or a smaller --size or --batch-size for it",
+            recommendation=f"{longer}, or a smaller --size or --batch-size for it",
         )
         return
 
@@ -300,6 +313,10 @@ def _mlperf_shortfall(manifest: Manifest, evidence: Evidence) -> str:
         told = [note for note in manifest.notes if note.startswith("not comparable")]
         return told[0].partition(": ")[2] if told else f"preset {manifest.preset}"
 
+    if manifest.accuracy is not None:
+        found = evidence.quality
+        return quality.why_fidelity(manifest.main, manifest.accuracy, found) if found else "not judged"
+
     planned = manifest.main.settings.get("performance_sample_count", 0)
     loaded = None if evidence.log is None else evidence.log.settings.get("performance_sample_count")
     if loaded is not None and loaded < planned:
@@ -331,7 +348,7 @@ def _of_conditions(manifest: Manifest, shortfall: str) -> Iterable[Finding]:
             recommendation="end them: what they do is in these figures",
         )
 
-    if shortfall:
+    if shortfall and manifest.accuracy is None:
         yield Finding(
             code="not-mlperf-length",
             severity="info",
@@ -344,15 +361,16 @@ def _of_conditions(manifest: Manifest, shortfall: str) -> Iterable[Finding]:
 
 
 def _main_result(
-    planned: BenchmarkRecord, main: BenchmarkStory, evidence: Evidence, window: tuple[float, float] | None
+    manifest: Manifest, main: BenchmarkStory, evidence: Evidence, window: tuple[float, float] | None
 ) -> MainResult:
-    log = evidence.log
+    planned, log, terms, found = manifest.main, evidence.log, manifest.accuracy, evidence.quality
     return MainResult(
         workload=planned.workload,
         size=planned.size,
         precision=planned.precision,
         batch_size=_batch_size(planned, main),
         scenario=planned.scenario,
+        mode="PerformanceOnly" if terms is None else "AccuracyOnly",
         slice=planned.slice,
         device=_device(main),
         loadgen_valid=log is not None and log.valid and not log.num_errors,
@@ -361,6 +379,7 @@ def _main_result(
         latency_ms=Latencies()
         if log is None or log.latency_ms is None
         else Latencies(**asdict(log.latency_ms)),
+        accuracy=None if terms is None or found is None else quality.judged(planned, terms, found),
         window=Window(begin_s=_at(window, 0), end_s=_at(window, 1)),
         settings={} if log is None else dict(log.settings),
         notes=_notes(main),

@@ -6,7 +6,6 @@ leaves the process unable to exit cleanly).
 """
 
 import errno
-import importlib
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from scheduler import orphans
 from scheduler.clock import Clock
 from scheduler.events import Event, Failed, Finished, Issuing, Ready
 from scheduler.slices import CpuSlice, MigSlice, Slice
+from workloads import catalog
 from workloads.protocol import LoadgenSettings, Workload, WorkloadError, WorkloadOptions
 
 STOP, DRAIN = "stop", "drain"
@@ -39,7 +39,7 @@ class Task:
     role: Literal["main", "background"]
     workload: str
     code: str
-    """``module:class`` of the workload."""
+    """What catalog.construct makes the workload of: ``module:class``, or an own model's."""
     imports: tuple[str, ...]
     """Modules that its own imports first, and that take long."""
     slice: Slice
@@ -47,6 +47,8 @@ class Task:
     settings: LoadgenSettings
     duration_s: float | None
     """Background only: how long to issue; None until told to stop."""
+    fidelity_samples: int
+    """Of main's accuracy run: how many answers are held against the reference."""
     folder: Path
     """Exists; the benchmark's own."""
     clock: Clock
@@ -109,14 +111,13 @@ def _work(task: Task, launcher: Connection, draining: threading.Event, done: thr
         tell(Ready(task.name, task.clock.now(), facts))
         tell(_run(task, workload, tell, fail, draining))
         done.set()
-    except Exception as error:  # noqa: BLE001 - whatever a workload raises is told to the launcher
+    except BaseException as error:  # noqa: BLE001 - whatever a workload raises (sys.exit too) is told to the launcher
         fail(error)
 
 
 def _stand(task: Task) -> tuple[Workload, dict[str, Any]]:
     """Load the workload on the slice, once CUDA has confirmed that this is the slice."""
-    module, class_name = task.code.split(":")
-    workload: Workload = getattr(importlib.import_module(module), class_name)(task.workload, task.options)
+    workload = catalog.construct(task.code, task.workload, task.options)
     if "torch" in sys.modules:
         _limit_threads(task.options.threads)
 
@@ -134,7 +135,7 @@ def _run(
     fail: Callable[[BaseException], NoReturn],
     draining: threading.Event,
 ) -> Finished:
-    from workloads import loadgen
+    from workloads import loadgen, quality
     from workloads.progress import Progress
 
     def on_issuing(first_issue_ns: int) -> None:
@@ -142,7 +143,10 @@ def _run(
 
     with Progress(task.folder) as progress:
         args = (workload, task.settings, task.options.batch_size, task.folder, progress, on_issuing)
-        if task.role == "main":
+        if task.settings.mode == "AccuracyOnly":
+            measured = quality.answer_all(*args, on_error=fail)
+            quality.assess(workload, task.fidelity_samples, task.options.seed, task.folder)
+        elif task.role == "main":
             measured = loadgen.measure(*args, on_error=fail)
         else:
             lasting_ns = None if task.duration_s is None else int(task.duration_s * 1e9)
@@ -278,5 +282,9 @@ def _explain(
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "disk", f"no space left for {where}'s record in {task.folder}"
+
+    blamed = catalog.blame(task.code, error)
+    if blamed is not None:
+        return "spec", f"{where} failed in its own code: {blamed}"
 
     return "bug", f"{where} failed: {type(error).__name__}: {text.splitlines()[0] if text else ''}"

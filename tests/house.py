@@ -33,6 +33,7 @@ FLOORS = (
         "lifecycle",
         "loadgen_log",
         "story",
+        "quality",
         "verdict",
         "search",
     ],
@@ -57,7 +58,7 @@ FLOORS = (
         "worker",
         "supervisor",
     ],
-    ["run", "mig_plan", "mig_status", "mig_mode", "mig_run", "tune", "profile", "report"],
+    ["inspection", "run", "mig_plan", "mig_status", "mig_mode", "mig_run", "tune", "profile", "report"],
     ["cli_mig", "cli"],
 )
 """Of scheduler/, lowest first. A file imports from floors below and from what is left of it on its own."""
@@ -75,7 +76,10 @@ TIME_READERS = ("scheduler/clock.py", "scheduler/worker.py")
 BROAD_EXCEPT_ONCE = ("scheduler/worker.py", "scheduler/cli.py", "workloads/loadgen.py")
 """Around a workload, around main, and where LoadGen calls back: it does not survive an exception there."""
 WORKLOAD_WORDS = ("protocol", "catalog", "progress")
-WORKLOAD_WORDS_WITHIN_FUNCTIONS = {"scheduler/cli.py": ("images",), "scheduler/worker.py": ("loadgen",)}
+WORKLOAD_WORDS_WITHIN_FUNCTIONS = {
+    "scheduler/inspection.py": ("data_sets",),
+    "scheduler/worker.py": ("loadgen", "quality"),
+}
 TORCH_FAMILY = ("torch", "torchvision", "transformers", "safetensors", "mlperf_loadgen")
 SLOW_TO_IMPORT = (*TORCH_FAMILY, "pandas", "matplotlib", "pynvml")
 OUTSIDE_WORLD = [

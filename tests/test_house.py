@@ -156,7 +156,8 @@ def test_the_page_of_faults_has_all_twenty_and_names_tests_that_exist() -> None:
 
 
 def test_the_page_of_the_run_folder_names_every_finding() -> None:
-    verdict = (house.ROOT / "scheduler" / "verdict.py").read_text(encoding="utf-8")
+    judges = [house.ROOT / "scheduler" / name for name in ("verdict.py", "quality.py")]
+    verdict = "".join(path.read_text(encoding="utf-8") for path in judges)
     codes = {*get_args(BreachCode), *re.findall(r'code="([a-z-]+)"', verdict)}
     page = (house.ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
     table = page[page.index("## Findings") :]

@@ -21,6 +21,7 @@ import mlperf_loadgen as lg
 import psutil
 
 from workloads.calibration import OFFLINE_MARGIN, Calibration, Timed, calibrate, worth_filling
+from workloads.pipeline import begin_of, depth_of, lengths_of
 from workloads.progress import Progress
 from workloads.protocol import LoadgenSettings, Scenario, Workload
 from workloads.sizing import bounded, fit, was_through_early
@@ -38,8 +39,8 @@ FAILED_EXIT_CODE = 70
 """Where ``on_error`` itself fails (EX_SOFTWARE of sysexits.h)."""
 
 DETAIL_LOG = "mlperf_log_detail.txt"
-EMPTY_LOGS = ("mlperf_log_accuracy.json", "mlperf_log_trace.json")
-"""What a performance test leaves without content."""
+ACCURACY_LOG, TRACE_LOG = "mlperf_log_accuracy.json", "mlperf_log_trace.json"
+"""A performance test leaves the first without content, every test of the harness the second."""
 CALIBRATION_BATCHES = 4
 """Batches' worth of samples that the calibration takes in turn."""
 SWITCH_INTERVAL_S = 1e-4
@@ -68,6 +69,7 @@ REPORTED = (
     "offline_expected_qps",
     "sample_concatenate_permutation",
     "performance_sample_count_override",
+    "accuracy_sample_count_override",
     "qsl_rng_seed",
     "sample_index_rng_seed",
     "schedule_rng_seed",
@@ -292,7 +294,12 @@ class Bench:
 
     def batches(self, batch_size: int, watcher: Watcher, on_issuing: Callable[[int], None] | None) -> Batches:
         """What one test's SUT runs its batches with."""
-        return Batches(self._workload.predict, self._responses.complete, batch_size, watcher, on_issuing)
+        return Batches(
+            *(self._workload.predict, self._responses.complete, batch_size, watcher, on_issuing),
+            begin=begin_of(self._workload),
+            depth=depth_of(self._workload),
+            lengths=lengths_of(self._workload),
+        )
 
     def sut(self, batches: Batches) -> Sut:
         """The system under test that the scenario needs."""
@@ -353,12 +360,17 @@ class Bench:
         if not batches.samples:
             raise RuntimeError(f"LoadGen returned without issuing a query; its logs are in {folder}")
 
-        for name in EMPTY_LOGS:
-            (folder / name).unlink(missing_ok=True)
+        (folder / TRACE_LOG).unlink(missing_ok=True)
+        if settings.mode == "PerformanceOnly":
+            (folder / ACCURACY_LOG).unlink(missing_ok=True)
 
-        return {"scenario": str(settings.scenario), "mode": "PerformanceOnly"} | {
+        return {"scenario": str(settings.scenario), "mode": settings.mode} | {
             name: getattr(asked, name) for name in REPORTED
         }
+
+    def unload(self) -> None:
+        """Let go of all samples."""
+        self._library.load(())
 
 
 class Responses:
@@ -425,10 +437,11 @@ def _test_settings(settings: LoadgenSettings, sample_count: int, most_outstandin
     # Type 0 is LoadGen's embedded mlperf.conf; unlike a file of one's own it may be read any number of times.
     asked.FromConfig("", settings.conf_model, str(settings.scenario), 0)
     asked.scenario = getattr(lg.TestScenario, str(settings.scenario))
-    asked.mode = lg.TestMode.PerformanceOnly
+    asked.mode = getattr(lg.TestMode, settings.mode)
     asked.min_duration_ms, asked.max_duration_ms = settings.min_duration_ms, 0
     asked.min_query_count, asked.max_query_count = settings.min_query_count, 0
     asked.performance_sample_count_override = sample_count
+    asked.accuracy_sample_count_override = settings.accuracy_sample_count or 0
     asked.sample_concatenate_permutation = settings.sample_concatenate_permutation
     asked.qsl_rng_seed = settings.qsl_rng_seed
     asked.sample_index_rng_seed = settings.sample_index_rng_seed

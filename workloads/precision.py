@@ -23,19 +23,6 @@ def compute_dtype(options: WorkloadOptions) -> torch.dtype:
     return DTYPES[options.precision]
 
 
-def refuse_data(name: str, options: WorkloadOptions) -> None:
-    """For the workloads whose samples are synthetic only.
-
-    Raises:
-        WorkloadError: a data folder was named.
-    """
-    if options.data is not None:
-        raise WorkloadError(
-            f"data {options.data}: {name} does not read data folders yet, it makes synthetic samples of the "
-            "data set's shape; leave --data out"
-        )
-
-
 def to_device(tensor: Tensor, options: WorkloadOptions) -> Tensor:
     """The tensor on the slice's device; a copy to a GPU goes through pinned memory and does not block."""
     if options.device == "cpu":

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 Size = Literal["full", "small"]
 Precision = Literal["fp32", "bf16", "fp16"]
 DeviceKind = Literal["cpu", "cuda"]
+EngineName = Literal["auto", "eager", "graph", "compile"]
+"""How a network is run (engine.py); ``auto``: graph on a GPU where it can be captured, else eager."""
+Mode = Literal["PerformanceOnly", "AccuracyOnly"]
+"""LoadGen's test modes, those of them that the harness uses, spelled as LoadGen spells them."""
 
 
 class Scenario(StrEnum):
@@ -52,6 +56,7 @@ class WorkloadOptions:
     """What the slice offers; dlrm caps its tables by it."""
     weights: Path | None = None
     data: Path | None = None
+    engine: EngineName = "auto"
 
 
 class Workload(Protocol):
@@ -59,6 +64,9 @@ class Workload(Protocol):
 
     ``load`` once; then any number of ``load_samples``, ``predict``, ``unload_samples``. A workload is used
     by one thread at a time, but not always by the same one.
+
+    It may have two attributes more: ``labelled`` (labelled.py, after ``load``), where its data has labels, and
+    ``fidelity`` (fidelity.py), how its answers are compared with the reference's, where numbers alone do not say.
     """
 
     total_sample_count: int
@@ -115,3 +123,7 @@ class LoadgenSettings:
     qsl_rng_seed: int
     sample_index_rng_seed: int
     schedule_rng_seed: int
+    mode: Mode = "PerformanceOnly"
+    accuracy_sample_count: int | None = None
+    """AccuracyOnly: that many samples, the first of the library (``accuracy_sample_count_override``); None: all.
+    Data with labels is taken whole, whatever this says."""

@@ -1,14 +1,24 @@
 """Speech recognition with RNN-T on LibriSpeech."""
 
+import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from workloads.precision import compute_dtype, refuse_data, to_device
+from workloads import librispeech
+from workloads.engine import chosen
+from workloads.fidelity import symbol_accuracy
+from workloads.labelled import Labelled
+from workloads.pipeline import SORTED_BATCHES
+from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadOptions
+from workloads.rnnt_features import FrontEnd
+from workloads.rnnt_graph import GraphDecoder
 from workloads.rnnt_network import (
     FEATURES,
     FRAMES_PER_S,
@@ -32,6 +42,13 @@ LONGEST_S, SHORTEST_S = 15.0, 1.4
 MEDIAN_S, SPREAD = 5.88, 0.635
 """Lengths: log-normal. Its mean (7.19 s = 5.4 h / 2 703, Panayotov et al. 2015) and its share under 15 s
 (2 513 / 2 703) give both figures; cut at 15 s, the mean is 6.25 s."""
+
+OLD_NAMES = {"joint_net.": "joint.net."}
+UNUSED_KEYS = ("audio_preprocessor.",)
+"""MLPerf's checkpoint as published, rnnt.pt (pytorch_SUT.py, ``load_and_migrate_checkpoint``)."""
+
+MOST_STEPS = -(-(math.ceil(LONGEST_S * FRAMES_PER_S) + 2) // STACK)
+"""Of the encoder, for the longest utterance and a rounded frame."""
 
 MEAN_FRAMES = round(6.25 * FRAMES_PER_S)
 POOL_FRAMES = 1 << 15
@@ -63,47 +80,66 @@ def flops_per_sample(size: Size) -> int:
 class Rnnt:
     """Answers: one int64 array of symbols a sample."""
 
-    def __init__(self, name: str, options: WorkloadOptions) -> None:
-        refuse_data(name, options)
+    fidelity = staticmethod(symbol_accuracy)
+
+    def __init__(self, name: str, options: WorkloadOptions) -> None:  # noqa: ARG002  the catalogue's
         self._dtype = compute_dtype(options)
         self._options = options
         self.total_sample_count = SAMPLES
+        self.labelled: Labelled | None = None
+        """What is said; None with synthetic samples. Complete once ``load`` has returned."""
         self.notes: list[str] = []
+        self._decoder: GraphDecoder | None = None
 
     def load(self) -> None:
-        """Build the network and the pool of features that every sample is a run of."""
+        """Build the network; make the pool of synthetic features, or find the recordings."""
         options = self._options
         if options.device == "cuda":
             torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
 
         self._network = self._build(self._dtype)
         self._reference: Network | None = None
-        rng = np.random.default_rng(options.seed)
-        self._lengths = utterance_frames(rng)
-        self._starts = rng.integers(0, POOL_FRAMES - self._lengths, SAMPLES)
-        pool = rng.standard_normal((POOL_FRAMES, FEATURES), dtype=np.float32)
-        self._pool = torch.from_numpy(pool)
-        seconds = self._lengths / FRAMES_PER_S
+        if options.data is None:
+            self._samples: SyntheticSpeech | RecordedSpeech = SyntheticSpeech(options)
+        else:
+            recorded = RecordedSpeech(options, options.data)
+            self._samples = recorded
+            self.labelled = recorded.labels
+
+        self.total_sample_count = len(self._samples)
         self.notes = [
             f"weights: {options.weights}"
             if options.weights
             else f"weights: random, seed {options.seed}, then set so that the decoder emits about "
             f"{SYMBOLS_PER_S} symbols a second of audio, as speech has",
-            f"inputs: synthetic features, seed {options.seed}: {SAMPLES} utterances of {seconds.min():.1f} to "
-            f"{seconds.max():.1f} s, mean {seconds.mean():.2f} s, as LibriSpeech dev-clean's under 15 s; each "
-            f"is a run of one pool of {POOL_FRAMES} frames. A batch starts in host memory, as features: the "
-            "audio front end is not computed",
+            self._samples.note,
+            f"batches: under Offline of utterances of like length, {SORTED_BATCHES} batches' worth sorted at a time",
         ]
+        self._decoder = None
+        if options.device == "cuda":
+            self._decoder = GraphDecoder(self._network, MOST_STEPS, options, self.notes)
+        else:
+            self.notes.append(f"engine: {chosen(options)}")
 
     def load_samples(self, indices: Sequence[int]) -> None:
-        """Nothing to do: the pool is in memory from ``load`` on."""
+        """Read these recordings; synthetic features are in memory from ``load`` on.
+
+        Raises:
+            WorkloadError: one is damaged.
+        """
+        self._samples.load(indices)
 
     def unload_samples(self, indices: Sequence[int]) -> None:
-        """Nothing to do: the pool is kept."""
+        """Let go of them; synthetic features are kept."""
+        self._samples.unload(indices)
 
     def predict(self, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
         """The symbols of each utterance, int64 [its count]."""
         return self._transcribe(self._network, indices)
+
+    def lengths(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Of each utterance: a batch is as long as its longest (pipeline.py)."""
+        return self._samples.lengths(indices)
 
     def reference(self, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
         """The same, one utterance at a time in fp32."""
@@ -120,7 +156,7 @@ class Rnnt:
                 speak(network)
 
         if options.weights is not None:
-            load_weights(network, options.weights)
+            load_weights(network, options.weights, unused=UNUSED_KEYS, renamed=OLD_NAMES)
 
         network.to(device=options.device, dtype=dtype)
         for module in network.modules():
@@ -130,20 +166,127 @@ class Rnnt:
         return network
 
     def _transcribe(self, network: Network, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
+        dtype = network.joint.last.weight.dtype
+        with torch.inference_mode():
+            features, lengths = self._samples.batch(indices, dtype)
+            encoded = network.encoder(features, lengths)
+            if self._decoder is not None and network is self._network and len(encoded) <= MOST_STEPS:
+                return self._decoder.decode(encoded, (lengths + STACK - 1) // STACK)
+
+            symbols, counts = greedy_decode(network, encoded, (lengths + STACK - 1) // STACK)
+            rows, ends = symbols.cpu().numpy(), counts.cpu().numpy()
+
+        return [row[:end].copy() for row, end in zip(rows, ends, strict=True)]
+
+
+class SyntheticSpeech:
+    """Features with dev-clean's lengths, each utterance a run of one seeded pool."""
+
+    def __init__(self, options: WorkloadOptions) -> None:
+        self._options = options
+        rng = np.random.default_rng(options.seed)
+        self._lengths = utterance_frames(rng)
+        self._starts = rng.integers(0, POOL_FRAMES - self._lengths, SAMPLES)
+        self._pool = torch.from_numpy(rng.standard_normal((POOL_FRAMES, FEATURES), dtype=np.float32))
+        self._pinned: dict[torch.dtype, Tensor] = {}
+        seconds = self._lengths / FRAMES_PER_S
+        self.note = (
+            f"inputs: synthetic features, seed {options.seed}: {SAMPLES} utterances of {seconds.min():.1f} to "
+            f"{seconds.max():.1f} s, mean {seconds.mean():.2f} s, as LibriSpeech dev-clean's under 15 s; each "
+            f"is a run of one pool of {POOL_FRAMES} frames. A batch starts in host memory, as features: the "
+            "audio front end is not computed"
+        )
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Nothing to do: the pool is in memory."""
+
+    def unload(self, indices: Sequence[int]) -> None:
+        """Nothing to do: the pool is kept."""
+
+    def lengths(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Frames."""
+        frames: npt.NDArray[np.int64] = self._lengths[np.asarray(indices)]
+        return frames
+
+    def batch(self, indices: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Features [frames, batch, 240] and frames int64 [batch], on the device."""
         lengths = torch.from_numpy(self._lengths[list(indices)])
+        if self._options.device == "cuda":
+            return self._brought(indices, int(lengths.max()), dtype), to_device(lengths, self._options)
+
         features = torch.zeros(int(lengths.max()), len(indices), FEATURES)
         for lane, index in enumerate(indices):
             start, length = self._starts[index], self._lengths[index]
             features[:length, lane] = self._pool[start : start + length]
 
-        dtype = network.joint.last.weight.dtype
-        lengths = to_device(lengths, self._options)
-        with torch.inference_mode():
-            encoded = network.encoder(to_device(features.to(dtype), self._options), lengths)
-            symbols, counts = greedy_decode(network, encoded, (lengths + STACK - 1) // STACK)
-            rows, ends = symbols.cpu().numpy(), counts.cpu().numpy()
+        return to_device(features.to(dtype), self._options), to_device(lengths, self._options)
 
-        return [row[:end].copy() for row, end in zip(rows, ends, strict=True)]
+    def _brought(self, indices: Sequence[int], longest: int, dtype: torch.dtype) -> Tensor:
+        """Features [longest, batch, 240] on the GPU, each utterance copied from pinned memory; zeros past its end."""
+        if dtype not in self._pinned:
+            self._pinned[dtype] = self._pool.to(dtype).pin_memory()
+
+        pool, asked = self._pinned[dtype], list(indices)
+        runs = [
+            pool[start : start + length]
+            for start, length in zip(self._starts[asked], self._lengths[asked], strict=True)
+        ]
+        arrived = torch.zeros(len(runs), longest, FEATURES, dtype=dtype, device="cuda")
+        lanes = [lane[: len(run)] for lane, run in zip(arrived.unbind(), runs, strict=True)]
+        torch._foreach_copy_(lanes, runs, non_blocking=True)
+        return arrived.transpose(0, 1).contiguous()
+
+
+class RecordedSpeech:
+    """LibriSpeech's recordings, held in host memory while they are loaded: 32 KB a second."""
+
+    def __init__(self, options: WorkloadOptions, folder: Path) -> None:
+        self._options = options
+        self._speech = librispeech.inspect(folder)
+        self._front_end = FrontEnd(torch.device(options.device))
+        self._loaded: dict[int, Tensor] = {}
+        self.labels = librispeech.SpeechLabels(self._speech)
+        seconds = [each.seconds or 0.0 for each in self._speech.utterances]
+        self.note = (
+            f"inputs: {self._speech.manifest or folder}, labelled: {len(self)} utterances of {min(seconds):.1f} to "
+            f"{max(seconds):.1f} s, mean {sum(seconds) / len(seconds):.2f} s; {self._speech.too_long} of more than "
+            f"{librispeech.LONGEST_S:g} s left out. A batch starts in host memory, as 16 bit samples: the audio "
+            "front end is computed in the measured time, in fp32, as in MLPerf's reference"
+        )
+        if len(self) != SAMPLES:
+            self.note += (
+                f". MLPerf's data set has {SAMPLES} such utterances: this is not it, or not all of it"
+            )
+
+    def __len__(self) -> int:
+        return len(self._speech.utterances)
+
+    def load(self, indices: Sequence[int]) -> None:
+        new = [index for index in dict.fromkeys(indices) if index not in self._loaded]
+        with ThreadPoolExecutor(self._options.threads) as pool:
+            waves = pool.map(librispeech.read, [self._speech.utterances[index] for index in new])
+            self._loaded.update(zip(new, map(torch.from_numpy, waves), strict=True))
+
+    def unload(self, indices: Sequence[int]) -> None:
+        for index in indices:
+            self._loaded.pop(index, None)
+
+    def lengths(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Audio samples of each, loaded."""
+        return np.array([len(self._loaded[index]) for index in indices])
+
+    def batch(self, indices: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Features [frames, batch, 240] and frames int64 [batch], on the device."""
+        waves = [self._loaded[index] for index in indices]
+        samples = torch.tensor([len(wave) for wave in waves])
+        padded = torch.nn.utils.rnn.pad_sequence(waves, batch_first=True)
+        features, lengths = self._front_end(
+            to_device(padded, self._options), to_device(samples, self._options)
+        )
+        return features.to(dtype), lengths
 
 
 def utterance_frames(rng: np.random.Generator) -> npt.NDArray[np.int64]:

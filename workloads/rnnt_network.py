@@ -135,42 +135,79 @@ def build(size: Size) -> Network:
     return Network(SHAPE[size]).eval()
 
 
+class Decoding:
+    """Greedy decoding of up to ``batch`` utterances of up to ``steps`` time steps, in buffers that stay in place.
+
+    All utterances advance together. A blank, or the 30th symbol of a time step, moves an utterance on to its next
+    time step.
+    """
+
+    def __init__(self, network: Network, steps: int, batch: int) -> None:
+        self._prediction, self._last = network.prediction, network.joint.last
+        self._first = network.joint.first
+        weight = self._first.weight
+        lstm = network.prediction.dec_rnn.lstm
+        self._width = weight.shape[1] - lstm.hidden_size
+        self._lane = torch.arange(batch, device=weight.device)
+        self._end, self._time, self._run, self.counts, self._symbol = (
+            torch.zeros(batch, dtype=torch.int64, device=weight.device) for _ in range(5)
+        )
+        self._from_encoder = weight.new_zeros(steps, batch, weight.shape[0])
+        self._state = weight.new_zeros(lstm.num_layers, 2, batch, lstm.hidden_size)
+        most = MAX_SYMBOLS_PER_STEP * steps + 1  # what comes after the last symbol is written, not counted
+        self.symbols = torch.zeros(batch, most, dtype=torch.int64, device=weight.device)
+
+    def begin(self, encoded: Tensor, lengths: Tensor) -> None:
+        """``encoded`` [time, n, width], ``lengths`` int64 [n]; what was there before is gone."""
+        count = encoded.shape[1]
+        joined = functional.linear(encoded, self._first.weight[:, : self._width], self._first.bias)
+        self._from_encoder[: len(encoded), :count] = joined
+        self._end.fill_(-1)  # other lanes are at their end
+        self._end[:count] = lengths - 1
+        for each in (self._time, self._run, self.counts, self._state):
+            each.zero_()
+
+        self._symbol.fill_(-1)
+
+    def advance(self, count: int) -> Tensor:
+        """`STEPS_BETWEEN_LOOKS` steps of the first ``count`` utterances; bool [1], whether all are at their end.
+
+        Nothing in it waits for the device, so it can be captured.
+        """
+        end, time, run, counts, symbol = (
+            each[:count] for each in (self._end, self._time, self._run, self.counts, self._symbol)
+        )
+        state, symbols, lane = self._state[:, :, :count], self.symbols[:count], self._lane[:count]
+        from_prediction = self._first.weight[:, self._width :]
+        for _ in range(STEPS_BETWEEN_LOOKS):
+            after = self._prediction.step(symbol, state)
+            joined = self._from_encoder[time.minimum(end).clamp_(min=0), lane]
+            joined = joined + functional.linear(after[-1, 0], from_prediction)
+            best = self._last(joined.relu()).argmax(-1)
+            emits = (best != BLANK) & (time <= end)
+            symbols.scatter_(1, counts[:, None], best[:, None])
+            counts += emits
+            symbol.copy_(torch.where(emits, best, symbol))
+            state.copy_(torch.where(emits[:, None], after, state))
+            run.add_(1).mul_(emits)
+            moves = ~emits | (run == MAX_SYMBOLS_PER_STEP)
+            run *= ~moves
+            time += moves
+
+        over: Tensor = (time > end).all()
+        return over[None]
+
+
 @torch.inference_mode()
 def greedy_decode(network: Network, encoded: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     """The likeliest symbol at each step, all utterances of a batch advancing together.
 
     ``encoded`` [time, batch, width], ``lengths`` int64 [batch] → symbols int64 [batch, …], counts int64
-    [batch]. A blank, or the 30th symbol of a time step, moves that utterance on to the next one.
+    [batch].
     """
-    first, last = network.joint.first, network.joint.last
-    width = encoded.shape[-1]
-    from_encoder = functional.linear(encoded, first.weight[:, :width], first.bias)
-    from_prediction = first.weight[:, width:]
+    decoding = Decoding(network, *encoded.shape[:2])
+    decoding.begin(encoded, lengths)
+    while not bool(decoding.advance(encoded.shape[1])):
+        pass
 
-    batch, device = encoded.shape[1], encoded.device
-    lane = torch.arange(batch, device=device)
-    end = lengths - 1
-    time, run, counts = (torch.zeros(batch, dtype=torch.int64, device=device) for _ in range(3))
-    symbol = torch.full_like(time, -1)
-    layers, hidden = network.prediction.dec_rnn.lstm.num_layers, network.prediction.dec_rnn.lstm.hidden_size
-    state = torch.zeros(layers, 2, batch, hidden, dtype=encoded.dtype, device=device)
-    most = MAX_SYMBOLS_PER_STEP * len(encoded) + 1  # what comes after the last symbol is written, not counted
-    symbols = torch.empty(batch, most, dtype=torch.int64, device=device)
-
-    steps = 0
-    while steps % STEPS_BETWEEN_LOOKS or not bool((time > end).all()):
-        after = network.prediction.step(symbol, state)
-        joined = from_encoder[time.minimum(end), lane] + functional.linear(after[-1, 0], from_prediction)
-        best = last(joined.relu()).argmax(-1)
-        emits = (best != BLANK) & (time <= end)
-        symbols.scatter_(1, counts[:, None], best[:, None])
-        counts += emits
-        symbol = torch.where(emits, best, symbol)
-        state = torch.where(emits[:, None], after, state)
-        run = (run + 1) * emits
-        moves = ~emits | (run == MAX_SYMBOLS_PER_STEP)
-        run *= ~moves
-        time += moves
-        steps += 1
-
-    return symbols, counts
+    return decoding.symbols, decoding.counts

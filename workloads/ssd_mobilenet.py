@@ -216,6 +216,10 @@ def _architecture(side: int, cells: tuple[int, ...]) -> Architecture:
         suppression=Suppression(
             score_threshold=0.3, iou_threshold=0.6, most_per_class=100, most_per_image=100
         ),
+        mean=(0.5, 0.5, 0.5),
+        deviation=(0.5, 0.5, 0.5),
+        category_of=tuple(range(CLASSES)),  # its classes are COCO's ids, those not used among them
+        only_with_objects=False,
     )
 
 
@@ -226,7 +230,7 @@ ARCHITECTURES: dict[Size, Architecture] = {
 
 
 class SsdMobilenet(SsdWorkload):
-    """Synthetic images to COCO detections."""
+    """Images, synthetic or of a folder, to COCO detections."""
 
     def __init__(self, name: str, options: WorkloadOptions) -> None:
         super().__init__(name, options, ARCHITECTURES[options.size])

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock, resnet34
 
+from workloads.coco import CATEGORIES
 from workloads.protocol import Size, WorkloadOptions
-from workloads.ssd import Architecture, SsdWorkload, Suppression
+from workloads.ssd import BACKGROUND, Architecture, SsdWorkload, Suppression
 from workloads.vision import spread
 
 CLASSES = 81
@@ -179,6 +180,11 @@ def _architecture(side: int, grid: Grid) -> Architecture:
         suppression=Suppression(
             score_threshold=0.05, iou_threshold=0.5, most_per_class=200, most_per_image=200
         ),
+        mean=(0.485, 0.456, 0.406),
+        deviation=(0.229, 0.224, 0.225),
+        # coco.py, ``use_label_map``: class k is the k-th category of the file.
+        category_of=(BACKGROUND, *CATEGORIES),
+        only_with_objects=True,
     )
 
 
@@ -189,7 +195,7 @@ ARCHITECTURES: dict[Size, Architecture] = {
 
 
 class SsdResnet34(SsdWorkload):
-    """Synthetic images to COCO detections."""
+    """Images, synthetic or of a folder, to COCO detections."""
 
     def __init__(self, name: str, options: WorkloadOptions) -> None:
         super().__init__(name, options, ARCHITECTURES[options.size])

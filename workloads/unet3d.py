@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import product
 from math import prod
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from workloads.precision import compute_dtype, refuse_data, to_device
+from workloads import kits19
+from workloads.fidelity import mean_dice
+from workloads.labelled import Labelled
+from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadOptions
 from workloads.unet3d_network import CLASSES, FILTERS, Network
 from workloads.weights import load_weights, seeded
@@ -91,16 +95,21 @@ def blending_weights(side: int) -> Tensor:
 class Unet3d:
     """Answers: one uint8 array [depth, height, width] a sample, the class of each voxel."""
 
+    fidelity = staticmethod(mean_dice)
+
     def __init__(self, name: str, options: WorkloadOptions) -> None:
-        refuse_data(name, options)
+        self.name = name
         self._dtype = compute_dtype(options)
         self._options = options
         self._side = WINDOW[options.size]
         self.total_sample_count = SAMPLES
         self.notes: list[str] = []
+        self.labelled: Labelled | None = None
+        self._data: kits19.Kits19 | None = None
+        self._volumes: dict[int, Tensor] = {}
 
     def load(self) -> None:
-        """Build the network and the noise that every volume is a run of."""
+        """Build the network; find the cases, or make the noise that every synthetic volume is a run of."""
         options = self._options
         self._network = self._build(self._dtype)
         self._reference: Network | None = None
@@ -112,19 +121,31 @@ class Unet3d:
             window_mib = WINDOW_MIB * self._dtype.itemsize / torch.float32.itemsize
             self._windows = int(min(MOST_WINDOWS, max(1, options.memory_mib / 2 // window_mib)))
 
-        self._make_volumes()
-        voxels = [prod(shape) for shape in self._shapes]
+        inputs = self._make_volumes() if options.data is None else self._find_volumes(options.data)
         self.notes = [
             f"weights: {options.weights}" if options.weights else f"weights: random, seed {options.seed}",
-            f"inputs: synthetic, seed {options.seed}: {SAMPLES} volumes of {min(voxels) / 1e6:.2f} to "
-            f"{max(voxels) / 1e6:.2f} M voxels, mean {np.mean(voxels) / 1e6:.2f} M"
-            + (", as KiTS19's after MLPerf's preprocessing" if options.size == "full" else "")
-            + f"; each is a run of one pool of noise in host memory ({self._noise.nbytes / 2**20:.0f} MiB), "
-            "where it starts from",
+            *inputs,
+            "engine: eager, the only one it has",
             f"windows: {self._side}³ with overlap 0.5, {self._windows} a forward pass",
         ]
 
-    def _make_volumes(self) -> None:
+    def _find_volumes(self, folder: Path) -> list[str]:
+        """Notes of what is in the folder."""
+        self._data = data = kits19.find(folder)
+        self.total_sample_count = len(data.cases)
+        self.labelled = kits19.MeanDice(data, self._side) if data.has_labels else None
+        of_labels = "of all of them" if data.has_labels else "none: no case_XXXXX_y.npy"
+        notes = [
+            f"inputs: {len(data.cases)} cases of {folder}, by {data.made_by}; those asked for are in host memory",
+            f"labels: {of_labels}",
+        ]
+        if self._options.size == "small":
+            notes.append("the small model has no weights of MLPerf's: no accuracy to hold against MLPerf's")
+
+        return notes
+
+    def _make_volumes(self) -> list[str]:
+        """Notes of what was made."""
         rng = np.random.default_rng(self._options.seed)
         cases = [shape for shape, count in VOLUMES[self._options.size].items() for _ in range(count)]
         self._shapes = [cases[i] for i in rng.permutation(SAMPLES)]
@@ -134,12 +155,35 @@ class Unet3d:
         period = rng.standard_normal(min(length, NOISE_PERIOD), dtype=np.float32)
         noise = torch.from_numpy(np.resize(period, length))
         self._noise = noise.pin_memory() if self._options.device == "cuda" else noise
+        voxels = [prod(shape) for shape in self._shapes]
+        return [
+            f"inputs: synthetic, seed {self._options.seed}: {SAMPLES} volumes of {min(voxels) / 1e6:.2f} to "
+            f"{max(voxels) / 1e6:.2f} M voxels, mean {np.mean(voxels) / 1e6:.2f} M"
+            + (", as KiTS19's after MLPerf's preprocessing" if self._options.size == "full" else "")
+            + f"; each is a run of one pool of noise in host memory ({self._noise.nbytes / 2**20:.0f} MiB), "
+            "where it starts from",
+        ]
 
     def load_samples(self, indices: Sequence[int]) -> None:
-        """Nothing to do: the noise is in memory from ``load`` on."""
+        """Read these cases; of synthetic volumes the noise is in memory from ``load`` on.
+
+        Raises:
+            WorkloadError: a case cannot be read.
+        """
+        if self._data is None:
+            return
+
+        for index in indices:
+            if index not in self._volumes:
+                image = kits19.read_image(self._data.cases[index])
+                fitted = np.ascontiguousarray(kits19.fitted(image, self._side, kits19.PADDING))
+                volume = torch.from_numpy(fitted)
+                self._volumes[index] = volume.pin_memory() if self._options.device == "cuda" else volume
 
     def unload_samples(self, indices: Sequence[int]) -> None:
-        """Nothing to do: the noise is kept."""
+        """Let go of these cases; the noise is kept."""
+        for index in indices:
+            self._volumes.pop(index, None)
 
     def predict(self, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
         """The segmentation of each volume."""
@@ -164,6 +208,9 @@ class Unet3d:
 
     def _volume(self, index: int) -> Tensor:
         """Float32 [depth, height, width] on the device."""
+        if self._data is not None:
+            return self._volumes[index].to(self._options.device, non_blocking=True)
+
         start, shape = int(self._starts[index]), self._shapes[index]
         volume = self._noise[start : start + prod(shape)].view(shape)
         return volume.to(self._options.device, non_blocking=True)

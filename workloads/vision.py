@@ -1,13 +1,18 @@
-"""What the three image workloads share: a network on the device, images in, answers out."""
+"""What the image workloads share: a network on the device, images in, answers out."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from workloads.precision import compute_dtype, refuse_data
+from workloads.engine import AtHand, Eager, Graphs, HostCopies, chosen, compiled, engine_for
+from workloads.fused import fused, runs
+from workloads.labelled import Labelled
+from workloads.pipeline import Pending
+from workloads.precision import compute_dtype
 from workloads.protocol import WorkloadOptions
 from workloads.samples import SampleStore, SyntheticImages
 from workloads.weights import load_weights, seeded
@@ -18,11 +23,17 @@ if TYPE_CHECKING:
 RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
 """Keeps the variance of a layer under ReLU whose filters sum to zero (Brock et al. 2021, NF-ResNets)."""
 
+FUSED = (
+    "convolutions: with normalisation, addition and ReLU in one cuDNN call each, where they follow each other"
+)
+
 
 class ImageWorkload:
     """A Workload (protocol.py) over square RGB images of ``side``; a subclass brings network and answers."""
 
     total_sample_count: int
+    reduces = False
+    """Whether ``reduced`` gives all that the host needs, one row a sample: then batches can be in flight."""
 
     def __init__(self, name: str, options: WorkloadOptions, *, side: int, images_in_data_set: int) -> None:
         self.name = name
@@ -30,23 +41,37 @@ class ImageWorkload:
         self.side = side
         self.total_sample_count = images_in_data_set
         self.notes: list[str] = []
+        self.labelled: Labelled | None = None
         self.device = torch.device(options.device)
         self._network: nn.Module | None = None
         self._exact: nn.Module | None = None
         self._samples: SampleStore | None = None
+        self.engine: Eager | Graphs | None = None
+        """Runs the network on the batch in its buffers; None before ``load``."""
+        self.depth = 2 if options.device == "cuda" and self.reduces else 1
+        """Batches in flight (pipeline.py)."""
+        self._copies = HostCopies(self.depth)
 
     def build(self) -> nn.Module:
         """The network with random weights, drawn from torch's generator, on the CPU in fp32."""
         raise NotImplementedError
 
+    def renamed_weights(self) -> Mapping[str, str]:
+        """Pieces of names as older checkpoints have them → the network's."""
+        return {}
+
+    def reduced(self, raw: Any) -> Any:
+        """What of the network's output the host needs; runs on the device, in shapes that the batch size sets."""
+        return raw
+
     def answer(self, raw: Any, indices: Sequence[int]) -> "Outputs":
-        """What the network gave for these samples, as the outputs that LoadGen logs."""
+        """What ``reduced`` gave for these samples, as the outputs that LoadGen logs."""
         raise NotImplementedError
 
     def images(self) -> Callable[[int, Tensor], object]:
-        """What writes sample ``index`` into a row ``[side, side, 3]``; sets ``total_sample_count``."""
-        refuse_data(self.name, self.options)
-        return self.synthetic_images()
+        """What writes sample ``index`` into a row ``[side, side, 3]``; sets ``total_sample_count`` and, where
+        the data has labels, ``labelled``."""
+        raise NotImplementedError
 
     def synthetic_images(self) -> Callable[[int, Tensor], object]:
         self.notes.append(f"inputs: synthetic images 3×{self.side}×{self.side}, seed {self.options.seed}")
@@ -59,6 +84,7 @@ class ImageWorkload:
             torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32; the default rounds to 10 bits
 
         self.notes.clear()
+        self.labelled = None
         fill = self.images()
         self._samples = SampleStore(
             fill,
@@ -71,8 +97,8 @@ class ImageWorkload:
         if options.device == "cuda":
             self.notes.append("inputs start in pinned host memory; each batch is copied to the GPU")
 
-        self._network = self._placed(dtype)
-        self._exact = self._network if dtype is torch.float32 else None
+        self._network, self._exact = self._made_ready(dtype)
+        self.engine = engine_for(self._forward, options, self.notes)
         if options.weights is None:
             self.notes.append(f"weights: random, seed {options.seed}; the answers mean nothing")
         else:
@@ -85,10 +111,29 @@ class ImageWorkload:
         self._store().unload(indices)
 
     def predict(self, indices: Sequence[int]) -> "Outputs":
-        assert self._network is not None, "load() first"
+        assert self.engine is not None, "load() first"
         with torch.inference_mode():
-            # Rows are H×W×3: seen as 3×H×W they are channels_last, which convolutions want.
-            return self.answer(self._network(self._store().gather(indices).permute(0, 3, 1, 2)), indices)
+            self._store().gather(indices)
+            return self.answer(self.engine.run(len(indices)), indices)
+
+    def begin(self, indices: Sequence[int]) -> Pending:
+        """Begin a batch (pipeline.py)."""
+        assert self.engine is not None, "load() first"
+        if self.depth == 1:
+            return AtHand(self.predict(indices))
+
+        with torch.inference_mode():
+            self._store().gather(indices)
+            return self._copies.fetch(self.engine.run(len(indices)), self.options.batch_size)
+
+    def bare(self, indices: Sequence[int]) -> Callable[[], object]:
+        """What computes a batch of these samples that stays on the device: the engine without copies, for speed
+        measurements."""
+        assert self.engine is not None, "load() first"
+        with torch.inference_mode():
+            self._store().gather(indices)
+
+        return partial(self.engine.run, len(indices))
 
     def reference(self, indices: Sequence[int]) -> "list[Any]":
         if self._exact is None:
@@ -98,9 +143,30 @@ class ImageWorkload:
         with torch.inference_mode():
             for index in indices:
                 image = self._store().gather([index]).float().permute(0, 3, 1, 2)
-                answers.extend(self.answer(self._exact(image), [index]))
+                answers.extend(self.answer(self.reduced(self._exact(image)), [index]))
 
         return answers
+
+    def _forward(self, count: int) -> Any:
+        """What the engine runs: the first ``count`` rows of the gathered batch through the network."""
+        assert self._network is not None
+        # Rows are H×W×3: seen as 3×H×W they are channels_last, which convolutions want.
+        return self.reduced(self._network(self._store().batch(count).permute(0, 3, 1, 2)))
+
+    def _made_ready(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module | None]:
+        """The network as its engine runs it, and in plain fp32 if that is at hand."""
+        options = self.options
+        if dtype is not torch.float32 and options.device == "cuda" and chosen(options) == "graph":
+            torch.backends.cudnn.benchmark = True  # few shapes, each met before the test
+            exact = self._placed(torch.float32)
+            whole = fused(exact)  # folded in fp32, then rounded once
+            whole.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+            if runs(whole, self._store().batch(1).permute(0, 3, 1, 2)):
+                self.notes.append(FUSED)
+                return whole, exact
+
+        plain = self._placed(dtype)
+        return compiled(plain, options), plain if dtype is torch.float32 else None
 
     def _placed(self, dtype: torch.dtype) -> nn.Module:
         """The network with its weights, on the device, ready for inference."""
@@ -108,7 +174,7 @@ class ImageWorkload:
             network = self.build()
 
         if self.options.weights is not None:
-            load_weights(network, self.options.weights)
+            load_weights(network, self.options.weights, renamed=self.renamed_weights())
 
         network.to(device=self.device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack the combination
         return network.eval().requires_grad_(False)

@@ -146,10 +146,11 @@ class LiveView:
             least_s = self._plan.main.settings.min_duration_ms / 1000
             begin = now if self._main_began is None else self._main_began
             end = begin + least_s
+            of = f"of at least {least_s:g} s" if self._plan.accuracy is None else "of an accuracy run"
             label = (
                 "measuring: main loads"
                 if self._main_began is None
-                else f"measuring: {now - begin:.0f} s of at least {least_s:g} s"
+                else f"measuring: {now - begin:.0f} s {of}"
             )
 
         share = 0.0 if end is None or end <= begin else min(1.0, (now - begin) / (end - begin))

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.assignment import Plan
-from scheduler.result import Finding, Result
+from scheduler.result import AccuracyResult, Finding, Result
 from scheduler.slices import Slice, core_ranges
-from workloads.catalog import CATALOG, MACROS
+from workloads.catalog import MACROS, listed
 
 
 class Terminal(Console):
@@ -47,7 +47,7 @@ def show_plan(plan: Plan, console: Console) -> None:
             one.options.size,
             one.options.precision,
             str(one.options.batch_size),
-            one.settings.scenario.value,
+            one.settings.scenario.value + (", accuracy" if one.settings.mode == "AccuracyOnly" else ""),
         )
 
     for idle in plan.idle:
@@ -72,6 +72,9 @@ def show_result(result: Result, console: Console) -> None:
             soft_wrap=True,
         )
 
+    if main.accuracy is not None:
+        _show_accuracy(main.accuracy, console)
+
     latency = main.latency_ms
     if latency.p50 is not None:
         shown = (("mean", latency.mean), ("p50", latency.p50), ("p90", latency.p90), ("p99", latency.p99))
@@ -95,6 +98,24 @@ def show_result(result: Result, console: Console) -> None:
         show_finding(finding, console)
 
     _show_notes(result, console)
+
+
+def _show_accuracy(told: AccuracyResult, console: Console) -> None:
+    reached = "reached" if told.reached else "NOT reached"
+    console.print(
+        f"        {told.kind}: {told.metric} {_plain(told.value)} {told.unit}, target {_plain(told.target)}: {reached} "
+        f"({told.samples:,} samples)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if told.beside is not None:
+        other = "fidelity" if told.kind == "accuracy" else "accuracy"
+        console.print(
+            f"        {other}, told beside it: {told.beside.metric} {_plain(told.beside.value)} {told.beside.unit} "
+            f"({told.beside.samples:,} samples)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def show_finding(finding: Finding, console: Console) -> None:
@@ -180,15 +201,16 @@ def show_workloads(console: Console) -> None:
     for column in ("name", "aliases", "size", "parameters", "GFLOP/sample", "as main", "what"):
         table.add_column(column, overflow="fold")
 
-    for entry in CATALOG.values():
+    entries, problems = listed()
+    for entry in entries:
         for size, words in entry.sizes.items():
             first = size == "full"
             table.add_row(
                 entry.name if first else "",
                 ", ".join(entry.aliases) if first else "",
                 size,
-                f"{entry.parameters[size]:,}",
-                f"{entry.flops_per_sample[size] / 1e9:,.4g}",
+                f"{entry.parameters[size]:,}" if entry.parameters else "",
+                f"{entry.flops_per_sample[size] / 1e9:,.4g}" if entry.flops_per_sample else "",
                 ", ".join(entry.scenarios) if first else "",
                 words,
             )
@@ -196,3 +218,7 @@ def show_workloads(console: Console) -> None:
     console.print(table)
     for name, members in MACROS.items():
         console.print(f"--background {name}: {', '.join(members) or 'nothing'}", highlight=False)
+
+    console.print("your own: FILE.py:CLASS, hf:FOLDER (docs/own-model.md)", highlight=False)
+    for problem in problems:
+        console.print(f"not usable: {problem}", markup=False, highlight=False, soft_wrap=True)

@@ -37,7 +37,7 @@ BAD = [
     (["--main", "null", "--batch-size", "many"], "--batch-size"),
     (["--main", "null", "--target-qps", "-1"], "greater than 0"),
     (["--main", "null", "--weights", "nowhere.safetensors"], "there is no nowhere.safetensors"),
-    (["--main", "bert", "--data", "."], "reads no data folder yet"),
+    (["--main", "matmul", "--data", "."], "reads no data folder"),
     (["--main", "null", "--no-such-option"], "No such option"),
     (["slices", "--main", "null"], "No such option"),
     (["--main", "null", "slices"], "--main is for a run"),

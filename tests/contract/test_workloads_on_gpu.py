@@ -21,6 +21,7 @@ def test_a_batch_is_answered(name: str, precision: Precision):
     workload.load_samples(indices)
     answers = output_bytes(workload.predict(indices))
     assert len(answers) == len(indices)
-    assert answers == output_bytes(workload.predict(indices)) or precision != "fp32"
+    learns = name.endswith(":train")  # its losses fall
+    assert answers == output_bytes(workload.predict(indices)) or precision != "fp32" or learns
     references = output_bytes(workload.reference(indices))
     assert len(references) == len(indices)

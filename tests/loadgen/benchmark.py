@@ -10,10 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+import numpy as np
 import psutil
 
 from workloads import catalog, loadgen
@@ -82,6 +84,49 @@ class Watched:
         self._in_use.release()
 
 
+class Ticket:
+    """A batch that a device of one thread computes; a Pending (workloads/pipeline.py)."""
+
+    def __init__(self, computed: "Future[Outputs]") -> None:
+        self._computed = computed
+
+    def done(self) -> bool:
+        return self._computed.done()
+
+    def result(self) -> "Outputs":
+        return self._computed.result()
+
+
+class InFlight(Watched):
+    """Watched, computing on a thread of its own: two batches may be in flight, and samples differ in length."""
+
+    depth = 2
+
+    def __init__(self, inner: Workload, asked: dict[str, Any]) -> None:
+        super().__init__(inner, asked)
+        self._device = ThreadPoolExecutor(1)
+
+    def begin(self, indices: Sequence[int]) -> Ticket:
+        return Ticket(self._device.submit(self.predict, list(indices)))
+
+    def lengths(self, indices: Sequence[int]) -> np.ndarray:
+        return np.asarray(indices) % 16
+
+
+def made(asked: dict[str, Any]) -> Watched:
+    """The workload that is asked for."""
+    options = WorkloadOptions(
+        size=asked.get("size", "small"),
+        device="cpu",
+        precision="fp32",
+        batch_size=asked["batch_size"],
+        seed=1,
+        threads=1,
+        memory_mib=1024,
+    )
+    return (InFlight if "in_flight" in asked else Watched)(catalog.build(asked["workload"], options), asked)
+
+
 def run(folder: Path, asked: dict[str, Any]) -> None:
     """Do as ``asked`` and write what came of it."""
 
@@ -92,16 +137,7 @@ def run(folder: Path, asked: dict[str, Any]) -> None:
     def on_error(error: BaseException) -> NoReturn:
         end(error, TOLD)
 
-    options = WorkloadOptions(
-        size=asked.get("size", "small"),
-        device="cpu",
-        precision="fp32",
-        batch_size=asked["batch_size"],
-        seed=1,
-        threads=1,
-        memory_mib=1024,
-    )
-    workload = Watched(catalog.build(asked["workload"], options), asked)
+    workload = made(asked)
     workload.load()
     given = asked["settings"]
     settings = LoadgenSettings(**given | {"scenario": Scenario(given["scenario"])})

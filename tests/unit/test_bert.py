@@ -117,6 +117,31 @@ def test_weights_from_a_file_answer_for_the_seed(
     assert any(str(tmp_path / "bert.pt") in note for note in from_file.notes)
 
 
+def test_names_of_converted_tensorflow_checkpoints_are_known(
+    tmp_path: Path, other_weights: dict[str, torch.Tensor]
+):
+    old = {
+        key.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta"): value
+        for key, value in other_weights.items()
+    }
+    assert old.keys() != other_weights.keys()
+    old["bert.pooler.dense.bias"] = torch.zeros(256)
+    old["bert.embeddings.position_ids"] = torch.arange(512)[None]
+    torch.save(other_weights, tmp_path / "new.pt")
+    torch.save(old, tmp_path / "model.pytorch")
+    answers = [
+        loaded(replace(SMALL, weights=tmp_path / name)).predict([0]) for name in ("new.pt", "model.pytorch")
+    ]
+    assert np.array_equal(*answers)
+
+    del old["bert.encoder.layer.0.output.LayerNorm.gamma"]
+    torch.save(old, tmp_path / "model.pytorch")
+    with pytest.raises(
+        WorkloadError, match=r"model\.pytorch.*missing 1 .*layer\.0\.output\.LayerNorm\.weight"
+    ):
+        loaded(replace(SMALL, weights=tmp_path / "model.pytorch"))
+
+
 def test_weights_that_lack_a_key_are_refused(tmp_path: Path, other_weights: dict[str, torch.Tensor]):
     path = tmp_path / "bert.safetensors"
     save_file({key: value for key, value in other_weights.items() if key != "qa_outputs.bias"}, path)

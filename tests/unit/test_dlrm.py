@@ -85,14 +85,14 @@ def test_samples_are_as_in_mlperfs_trace(dlrm: Dlrm):
 
 def test_the_whole_performance_set_costs_no_memory(dlrm: Dlrm):
     dlrm.load_samples(range(204_800))
-    assert dlrm._dense.nbytes + dlrm._rows.nbytes < 64e6
+    assert dlrm._samples.dense.nbytes + dlrm._samples.rows.nbytes < 64e6
     dlrm.unload_samples(range(204_800))
 
 
 def test_every_row_asked_for_is_in_its_own_table(dlrm: Dlrm):
     rows = [min(count, SMALL_ROWS) for count in ROWS]
     first = np.concatenate(([0], np.cumsum(rows)))
-    chosen = dlrm._rows.numpy()
+    chosen = dlrm._samples.rows.numpy()
     assert (chosen >= first[:-1]).all()
     assert (chosen < first[1:]).all()
     assert chosen[:, 0].max() - first[0] > 0.99 * SMALL_ROWS
@@ -175,4 +175,23 @@ def test_weights_from_a_file_fill_tables_and_mlps(tmp_path: Path, dlrm: Dlrm):
     with pytest.raises(
         WorkloadError, match=r"emb_l\.0\.weight is \[39000, 128\], the model has \[4000, 128\]"
     ):
+        loaded(replace(SMALL, weights=path))
+
+
+def test_a_checkpoint_of_the_reference_holds_numpys_numbers_too(tmp_path: Path, dlrm: Dlrm):
+    """dlrm_s_pytorch.py saves accuracies, numpy scalars, beside the weights."""
+    path = tmp_path / "tb00_40M.pt"
+    state = {key: value.clone() for key, value in loaded(replace(SMALL, seed=9))._exact.state_dict().items()}
+    checkpoint = {"iter": 5, "state_dict": state, "test_acc": np.float64(0.81), "train_acc": np.float32(0.8)}
+    torch.save(checkpoint | {"opt_state_dict": {"state": {}}, "nbatches": np.int64(9)}, path)
+    from_file = loaded(replace(SMALL, weights=path))
+    assert from_file.predict([0])[0].tobytes() != dlrm.predict([0])[0].tobytes()
+
+
+def test_weights_of_whole_tables_do_not_fit_capped_ones(tmp_path: Path, dlrm: Dlrm):
+    path = tmp_path / "tb00_40M.pt"
+    state = {key: value.clone() for key, value in dlrm._exact.state_dict().items()}
+    state["emb_l.1.weight"] = torch.zeros(ROWS[1], WIDTH)
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(WorkloadError, match=r"tb00_40M\.pt .*emb_l\.1\.weight is .*capped at 4,000 rows"):
         loaded(replace(SMALL, weights=path))

@@ -1,4 +1,4 @@
-"""What the workloads with synthetic samples refuse."""
+"""What the workloads refuse before they compute."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def test_fp16_on_a_cpu_is_refused_with_the_reason(name: str):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_data_folder_is_refused_by_name(name: str, tmp_path: Path):
+def test_a_folder_without_the_data_set_is_refused_by_name(name: str, tmp_path: Path):
     options = WorkloadOptions(
         size="small",
         device="cpu",
@@ -31,5 +31,5 @@ def test_a_data_folder_is_refused_by_name(name: str, tmp_path: Path):
         memory_mib=1024,
         data=tmp_path,
     )
-    with pytest.raises(WorkloadError, match=f"{name} does not read data folders yet"):
-        build(name, options)
+    with pytest.raises(WorkloadError, match=rf"{tmp_path}.* holds n"):
+        build(name, options).load()

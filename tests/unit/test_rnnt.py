@@ -178,6 +178,27 @@ def test_weights_from_a_file_answer_for_the_seed(tmp_path: Path, rnnt: Rnnt):
         loaded(replace(SMALL, weights=path))
 
 
+def test_mlperfs_checkpoint_has_its_own_names(tmp_path: Path):
+    with seeded(9):
+        weights = build("small").state_dict()
+
+    published = {key.replace("joint.net.", "joint_net."): value for key, value in weights.items()}
+    assert "joint_net.3.weight" in published
+    published["audio_preprocessor.featurizer.fb"] = torch.zeros(1, 80, 257)
+    published["audio_preprocessor.featurizer.window"] = torch.zeros(320)
+    path = tmp_path / "rnnt.pt"
+    torch.save({"epoch": 3, "state_dict": published}, path)
+    read = loaded(replace(SMALL, weights=path))._network.state_dict()
+    assert all(torch.equal(read[key], value) for key, value in weights.items())
+
+    published["joint_net.0.bias"] = torch.zeros(7)
+    torch.save({"state_dict": published}, path)
+    with pytest.raises(
+        WorkloadError, match=r"rnnt\.pt .*joint\.net\.0\.bias is \[7\], the model has \[128\]"
+    ):
+        loaded(replace(SMALL, weights=path))
+
+
 def test_notes_say_where_everything_came_from(rnnt: Rnnt):
     notes = "\n".join(rnnt.notes)
     assert "random, seed 1" in notes

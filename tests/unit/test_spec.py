@@ -169,6 +169,13 @@ def test_the_backgrounds_duration_is_automatic_or_a_duration():
     assert run(background_duration="90s").background_duration == 90
 
 
+def test_weights_for_what_has_none_are_refused_and_not_passed_over(tmp_path: Path):
+    with pytest.raises(SpecError) as caught:
+        run(main="null", weights={"null": str(tmp_path)})
+
+    assert "null has no weights, it computes no model" in caught.value.found
+
+
 def test_paths_that_exist_are_taken(tmp_path: Path):
     assert run(data={"resnet": str(tmp_path)}).data == {"resnet50": tmp_path}
 

@@ -302,8 +302,8 @@ def test_fp16_on_a_cpu_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_detectors_take_no_data_folder(name: str, tmp_path: Path) -> None:
-    with pytest.raises(WorkloadError, match="data"):
+def test_detectors_refuse_an_empty_data_folder(name: str, tmp_path: Path) -> None:
+    with pytest.raises(WorkloadError, match=r"data folder .* it is empty"):
         build(name, replace(CPU, data=tmp_path)).load()
 
 

@@ -1,0 +1,282 @@
+"""Encoders of text as transformers has them: BERT-base, DistilBERT, MiniLM, MPNet; a few words in, one vector out.
+
+The shapes are those of the checkpoints that MIGPerf profiles (mig_perf, utils/common.py): multilingual BERT-base and
+DistilBERT, and the multilingual MiniLM of sentence-transformers. Its mpnet is a student of MPNet with XLM-R's
+architecture; here it is MPNet itself, of the same depth and width (sentence-transformers' all-mpnet-base-v2).
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    MPNetConfig,
+    MPNetModel,
+)
+
+from workloads.engine import AtHand, Eager, Graphs, HostCopies, compiled, engine_for
+from workloads.pipeline import Pending
+from workloads.precision import compute_dtype
+from workloads.protocol import Size, WorkloadError, WorkloadOptions
+from workloads.samples import SampleStore
+from workloads.weights import load_weights, seeded
+
+SEQUENCE: dict[Size, int] = {"full": 128, "small": 32}
+"""Tokens of every sample: nothing is padded."""
+SAMPLES = 10_000
+SMALL_VOCABULARY = 8192
+FIRST_WORD = 1000
+"""Below it are special and unused token ids."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoder:
+    """One of them."""
+
+    config: Callable[..., Any]
+    shape: dict[Size, dict[str, int]]
+    """What of the config is not its default; small is 4 layers (DistilBERT: 2) of 256 or 128."""
+    network: Callable[[Any], Any]
+    """From the config; with transformers' own random initialisation."""
+    embeds: bool
+    """Sentence embeddings (mean of the tokens' vectors, of length one) in place of a classification."""
+    unused: tuple[str, ...] = ()
+    """How keys begin that checkpoints have and the network has not."""
+    sources: str
+    """Whose checkpoints have its shape."""
+
+
+def _bert(layers: int, width: int, heads: int, vocabulary: int) -> dict[str, int]:
+    return {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "vocab_size": vocabulary,
+    }
+
+
+def _distilbert(layers: int, width: int, heads: int, vocabulary: int) -> dict[str, int]:
+    return {
+        "n_layers": layers,
+        "dim": width,
+        "n_heads": heads,
+        "hidden_dim": 4 * width,
+        "vocab_size": vocabulary,
+    }
+
+
+ENCODERS: dict[str, Encoder] = {
+    "bert-base": Encoder(
+        config=BertConfig,
+        shape={"full": _bert(12, 768, 12, 119_547), "small": _bert(4, 256, 4, SMALL_VOCABULARY)},
+        network=BertForSequenceClassification,
+        embeds=False,
+        unused=("bert.embeddings.position_ids",),
+        sources="bert-base-multilingual-cased",
+    ),
+    "distilbert": Encoder(
+        config=DistilBertConfig,
+        shape={"full": _distilbert(6, 768, 12, 119_547), "small": _distilbert(2, 256, 4, SMALL_VOCABULARY)},
+        network=DistilBertForSequenceClassification,
+        embeds=False,
+        sources="distilbert-base-multilingual-cased",
+    ),
+    "minilm": Encoder(
+        config=BertConfig,
+        shape={"full": _bert(12, 384, 12, 250_037), "small": _bert(4, 128, 4, SMALL_VOCABULARY)},
+        network=lambda config: BertModel(config, add_pooling_layer=False),
+        embeds=True,
+        unused=("pooler.", "embeddings.position_ids"),
+        sources="paraphrase-multilingual-MiniLM-L12-v2",
+    ),
+    "mpnet": Encoder(
+        config=MPNetConfig,
+        shape={
+            "full": _bert(12, 768, 12, 30_527) | {"max_position_embeddings": 514},
+            "small": _bert(4, 256, 4, SMALL_VOCABULARY) | {"max_position_embeddings": 514},
+        },
+        network=lambda config: MPNetModel(config, add_pooling_layer=False),
+        embeds=True,
+        unused=("pooler.", "embeddings.position_ids"),
+        sources="all-mpnet-base-v2",
+    ),
+}
+
+
+def build(name: str, size: Size) -> nn.Module:
+    """The network with random weights, in evaluation."""
+    encoder = ENCODERS[name]
+    network: nn.Module = encoder.network(encoder.config(**encoder.shape[size]))
+    return network.eval()
+
+
+def flops_per_sample(name: str, size: Size) -> int:
+    """FLOPs of one sample; counted on the meta device."""
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        build(name, size)(input_ids=torch.zeros(1, SEQUENCE[size], dtype=torch.int64))
+
+    return int(counter.get_total_flops())
+
+
+class TextEncoder:
+    """Answers: float32 [batch, classes] logits, or [batch, width] sentence embeddings of length one."""
+
+    def __init__(self, name: str, options: WorkloadOptions) -> None:
+        self._dtype = compute_dtype(options)
+        self._name = name
+        self._encoder = ENCODERS[name]
+        self._options = options
+        self._exact: nn.Module | None = None
+        self._samples: SampleStore | None = None
+        self._network: nn.Module | None = None
+        self.engine: Eager | Graphs | None = None
+        """Runs the network on the batch in its buffers; None before ``load``."""
+        self.depth = 2 if options.device == "cuda" else 1
+        """Batches in flight (pipeline.py)."""
+        self._copies = HostCopies(self.depth)
+        self.total_sample_count = SAMPLES
+        self.notes: list[str] = []
+
+    def load(self) -> None:
+        """Build the network, and the token ids of the whole sample library (10 MB).
+
+        Raises:
+            WorkloadError: weights of another shape or kind, naming file and key.
+        """
+        options, encoder = self._options, self._encoder
+        length, vocabulary = SEQUENCE[options.size], encoder.shape[options.size]["vocab_size"]
+        rng = np.random.default_rng(options.seed)
+        tokens = torch.from_numpy(rng.integers(FIRST_WORD, vocabulary, (SAMPLES, length), np.int64))
+        self._samples = SampleStore(
+            lambda index, row: row.copy_(tokens[index]),
+            shape=(length,),
+            dtype=torch.int64,
+            device=torch.device(options.device),
+            batch_size=options.batch_size,
+        )
+        plain = self._placed(self._dtype)
+        self._exact = plain if self._dtype is torch.float32 else None
+        self._network = compiled(plain, options)
+        answers = "sentence embeddings" if encoder.embeds else "logits of a classification"
+        self.notes = [
+            f"weights: {options.weights}" if options.weights else f"weights: random, seed {options.seed}",
+            f"inputs: synthetic, seed {options.seed}: {SAMPLES} samples of {length} token ids each, no padding; "
+            "each batch starts in host memory",
+            f"{self._name} {options.size} has the shape of {encoder.sources}"
+            f"{'' if options.size == 'full' else ' made small'}; answers: {answers}",
+        ]
+        self.engine = engine_for(self._forward, options, self.notes)
+
+    def load_samples(self, indices: Sequence[int]) -> None:
+        self._store().load(indices)
+
+    def unload_samples(self, indices: Sequence[int]) -> None:
+        self._store().unload(indices)
+
+    def predict(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """Float32 [batch, classes or width]."""
+        answers: npt.NDArray[np.float32] = self.bare(indices)().cpu().numpy()
+        return answers
+
+    def begin(self, indices: Sequence[int]) -> Pending:
+        """Begin a batch (pipeline.py)."""
+        if self.depth == 1:
+            return AtHand(self.predict(indices))
+
+        with torch.inference_mode():
+            return self._copies.fetch(self.bare(indices)(), self._options.batch_size)
+
+    def bare(self, indices: Sequence[int]) -> Callable[[], Tensor]:
+        """What computes a batch of these samples that stays on the device."""
+        engine = self.engine
+        assert engine is not None, "load() first"
+        self._store().gather(indices)
+
+        @torch.inference_mode()
+        def run() -> Tensor:
+            answers: Tensor = engine.run(len(indices))
+            return answers
+
+        return run
+
+    def reference(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
+        """The same, one sample at a time in fp32."""
+        if self._exact is None:
+            self._exact = self._placed(torch.float32)
+
+        with torch.inference_mode():
+            rows = [self._vectors(self._exact, self._store().gather([index])) for index in indices]
+            answers: npt.NDArray[np.float32] = torch.cat(rows).cpu().numpy()
+
+        return answers
+
+    def _forward(self, count: int) -> Tensor:
+        """What the engine runs: the first ``count`` rows of the gathered batch through the network."""
+        assert self._network is not None
+        return self._vectors(self._network, self._store().batch(count))
+
+    def _vectors(self, network: nn.Module, tokens: Tensor) -> Tensor:
+        """Token ids ``[B, length]`` to answers, fp32."""
+        raw = network(input_ids=tokens)
+        if self._encoder.embeds:
+            return normalize(raw.last_hidden_state.float().mean(dim=1), dim=1)
+
+        logits: Tensor = raw.logits.float()
+        return logits
+
+    def _placed(self, dtype: torch.dtype) -> nn.Module:
+        """The network with its weights, on the device, ready for inference."""
+        options = self._options
+        with seeded(options.seed):
+            network = build(self._name, options.size)
+
+        if options.weights is not None:
+            check_config(options.weights, self._name, options.size)
+            load_weights(network, options.weights, unused=self._encoder.unused)
+
+        return network.to(device=options.device, dtype=dtype).requires_grad_(False)
+
+    def _store(self) -> SampleStore:
+        assert self._samples is not None, "load() first"
+        return self._samples
+
+
+def check_config(weights: Path, name: str, size: Size) -> None:
+    """Hold a transformers folder's config.json, where there is one, against the network.
+
+    Raises:
+        WorkloadError: unreadable, or of another shape; names file and field.
+    """
+    path = weights / "config.json"
+    if not path.is_file():
+        return
+
+    try:
+        found: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkloadError(f"weights config {path} cannot be read: {error}") from error
+
+    different = [
+        f"{key} is {found.get(key)}, {size} has {value}"
+        for key, value in ENCODERS[name].shape[size].items()
+        if found.get(key) != value
+    ]
+    if different:
+        raise WorkloadError(
+            f"weights config {path} is not of {name} {size}: {'; '.join(different)}; it has the shape of "
+            f"{ENCODERS[name].sources}"
+        )

@@ -1,0 +1,333 @@
+"""Fidelity: how near a workload's answers are to those of the same weights in fp32, in the terms of its task.
+
+100 % is the reference itself. It is not accuracy: nothing here knows what is right. Pure: answers as LoadGen
+logs them (bytes), references as ``Workload.reference`` gives them (arrays), pair by pair, so that no more
+than one sample need be in memory. Imports neither torch nor LoadGen.
+
+Where there is nothing to compare (no box in any picture, no symbol, no foreground) the value is 0: of such
+answers no fidelity can be told.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from workloads.criteo import area_under_curve
+from workloads.librispeech import spelled, word_errors
+from workloads.protocol import WorkloadError
+
+Reference = npt.NDArray[Any]
+Pair = tuple[bytes, Reference]
+"""One sample: its answer, and the reference's."""
+
+IOU = 0.5
+"""From which on two boxes of one class are the same object: PASCAL VOC's, and the lowest of COCO's."""
+
+LABEL, BOX, SCORE = 6, slice(1, 5), 5
+"""Columns of a detection: sample index, ymin, xmin, ymax, xmax, score, label (MLPerf's rows)."""
+
+LONGEST_SPAN = 30
+"""Tokens of an answer: SQuAD's ``max_answer_length`` in MLPerf's reference."""
+
+NO_ANSWER = -9_000.0
+"""Logits below it are of padding."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fidelity:
+    """How near the answers are to the reference's."""
+
+    metric: str
+    """``top-1 agreement``, ``box F1``, ``span F1``, ``rank AUC``, ``mean DICE``, ``1-CER``, ``equal answers``
+    or ``closeness``."""
+    value: float
+    """In %, so that it is held against 99 % and 99.9 %."""
+    samples: int
+    details: dict[str, float] = field(default_factory=dict)
+
+
+Compare = Callable[[Iterable[Pair]], Fidelity]
+"""What a workload has as ``fidelity``; one that has none is compared by the kind of its numbers."""
+
+
+def by_kind(pairs: Iterable[Pair]) -> Fidelity:
+    """Whole numbers must be equal; real ones close.
+
+    Raises:
+        WorkloadError: an answer has not the reference's size.
+    """
+    there = iter(pairs)
+    first = next(there, None)
+    if first is None:
+        return Fidelity(metric="equal answers", value=0.0, samples=0)
+
+    whole = first[1].dtype.kind in "iub"
+    return (equal_answers if whole else close_values)(chain([first], there))
+
+
+def equal_answers(pairs: Iterable[Pair]) -> Fidelity:
+    """The share of whole numbers that are equal, place by place, its mean over the samples."""
+    shares: list[float] = []
+    for number, (answer, reference) in enumerate(pairs):
+        same = _numbers(answer, reference, number) == reference.ravel()
+        shares.append(float(same.mean()) if len(same) else 1.0)
+
+    return Fidelity(
+        metric="equal answers",
+        value=_percent(sum(shares), len(shares)),
+        samples=len(shares),
+        details={"wholly_equal": float(sum(share == 1 for share in shares))},
+    )
+
+
+def top1_agreement(pairs: Iterable[Pair]) -> Fidelity:
+    """The share of pictures given the reference's label; an answer is one int64."""
+    found = equal_answers(pairs)  # of one number each
+    return Fidelity(metric="top-1 agreement", value=found.value, samples=found.samples, details=found.details)
+
+
+def close_values(pairs: Iterable[Pair]) -> Fidelity:
+    """100 % less the mean relative error of the samples; a sample with a value that is not finite counts 0.
+
+    A sample's error is the sum of its differences over the sum of the reference's magnitudes, at most 1.
+    """
+    errors = _Errors()
+    shares: list[float] = []
+    for number, (answer, reference) in enumerate(pairs):
+        given = _numbers(answer, reference, number)
+        error = errors.add(given, reference)
+        shares.append(1 - min(1.0, error) if np.isfinite(given).all() else 0.0)
+
+    return Fidelity(
+        metric="closeness",
+        value=_percent(sum(shares), len(shares)),
+        samples=len(shares),
+        details=errors.told(),
+    )
+
+
+def box_f1(pairs: Iterable[Pair]) -> Fidelity:
+    """F1 of boxes: a box is found where the reference has one of the same class with an IoU of 0.5 or more,
+    each once, the best first; over all samples together.
+
+    An answer is float32 rows of seven, as MLPerf logs detections.
+    """
+    matched = given = wanted = samples = 0
+    overlaps: list[float] = []
+    for number, (answer, reference) in enumerate(pairs):
+        if len(answer) % (4 * reference.shape[1]):
+            raise WorkloadError(
+                f"answer {number} has {len(answer)} bytes, no whole rows of {reference.shape[1]} float32"
+            )
+
+        rows = np.frombuffer(answer, dtype=np.float32).reshape(-1, reference.shape[1])
+        found = _matches(rows, reference)
+        overlaps += found
+        matched, given, wanted = matched + len(found), given + len(rows), wanted + len(reference)
+        samples += 1
+
+    return Fidelity(
+        metric="box F1",
+        value=_percent(2 * matched, given + wanted),
+        samples=samples,
+        details={
+            "boxes": float(given),
+            "reference_boxes": float(wanted),
+            "matched": float(matched),
+            "mean_iou_of_matched": float(np.mean(overlaps)) if overlaps else 0.0,
+        },
+    )
+
+
+def span_f1(pairs: Iterable[Pair]) -> Fidelity:
+    """F1 of the tokens of the likeliest span, as SQuAD's F1 is of its words; mean over the samples.
+
+    An answer is float32 [sequence, 2]: start and end logits, padding below -9000.
+    """
+    errors = _Errors()
+    overlaps: list[float] = []
+    same = 0
+    for number, (answer, reference) in enumerate(pairs):
+        given = _numbers(answer, reference, number).reshape(reference.shape)
+        found, wanted = best_span(given), best_span(reference)
+        common = min(found[1], wanted[1]) - max(found[0], wanted[0]) + 1
+        lengths = found[1] - found[0] + wanted[1] - wanted[0] + 2
+        overlaps.append(2 * max(0, common) / lengths)
+        same += found == wanted
+        real = reference > NO_ANSWER
+        errors.add(given[real], reference[real])
+
+    return Fidelity(
+        metric="span F1",
+        value=_percent(sum(overlaps), len(overlaps)),
+        samples=len(overlaps),
+        details={"span_agreement_percent": _percent(same, len(overlaps)), **errors.told()},
+    )
+
+
+def best_span(logits: Reference) -> tuple[int, int]:
+    """First and last token of the likeliest span of at most 30; not-a-numbers are least likely."""
+    known = np.where(np.isnan(logits), -np.inf, logits.astype(np.float64))
+    starts, ends = known[:, 0], known[:, 1]
+    best, span = -np.inf, (0, 0)
+    for longer in range(min(LONGEST_SPAN, len(known))):
+        scores = starts[: len(known) - longer] + ends[longer:]
+        at = int(scores.argmax())
+        if scores[at] > best:
+            best, span = float(scores[at]), (at, at + longer)
+
+    return span
+
+
+def rank_auc(pairs: Iterable[Pair]) -> Fidelity:
+    """The area under the ROC curve of the answers, where the reference's upper half is what is positive.
+
+    An answer is float32 probabilities, one for each of its user-item pairs.
+    """
+    errors = _Errors()
+    given: list[npt.NDArray[np.float32]] = []
+    wanted: list[Reference] = []
+    for number, (answer, reference) in enumerate(pairs):
+        given.append(_numbers(answer, reference, number))
+        wanted.append(reference)
+        errors.add(given[-1], reference)
+
+    rated = np.concatenate([np.empty(0, np.float32), *given])
+    ranks = np.concatenate([np.empty(0, np.float32), *wanted])
+    positive = ranks > np.median(ranks) if len(ranks) else np.empty(0, np.bool_)
+    told = 100 * area_under_curve(rated, positive) if positive.any() else 0.0
+    return Fidelity(
+        metric="rank AUC",
+        value=told,
+        samples=len(given),
+        details={"pairs": float(len(ranks)), **errors.told()},
+    )
+
+
+def mean_dice(pairs: Iterable[Pair]) -> Fidelity:
+    """DICE of each class that is not the background, its mean over the classes of a case, and over the cases.
+
+    An answer is a uint8 class a voxel. A case in which neither has any foreground is left out.
+    """
+    shares: list[float] = []
+    samples = same = voxels = 0
+    for number, (answer, reference) in enumerate(pairs):
+        given, wanted = _numbers(answer, reference, number), reference.ravel()
+        samples, voxels = samples + 1, voxels + len(wanted)
+        same += int((given == wanted).sum())
+        classes = sorted({*np.unique(given).tolist(), *np.unique(wanted).tolist()} - {0})
+        if classes:
+            shares.append(float(np.mean([_dice(given == one, wanted == one) for one in classes])))
+
+    return Fidelity(
+        metric="mean DICE",
+        value=_percent(sum(shares), len(shares)),
+        samples=samples,
+        details={
+            "voxel_agreement_percent": _percent(same, voxels),
+            "cases_with_foreground": float(len(shares)),
+        },
+    )
+
+
+def symbol_accuracy(pairs: Iterable[Pair]) -> Fidelity:
+    """1 less the edits of the symbols over the reference's symbols; below 0 with more edits than symbols.
+
+    Symbols, not words: they are what the network decides on, and random weights write no words. An answer is
+    int64 symbols of librispeech.VOCABULARY.
+    """
+    edits = symbols = word_edits = words = samples = 0
+    for number, (answer, reference) in enumerate(pairs):
+        heard, said = spelled(answer, number), spelled(reference.tobytes(), number)
+        samples += 1
+        symbols, words = symbols + len(said), words + len(said.split())
+        if heard != said:
+            edits += word_errors(heard, said)
+            word_edits += word_errors(heard.split(), said.split())
+
+    return Fidelity(
+        metric="1-CER",
+        value=100 * (1 - edits / symbols) if symbols else 0.0,
+        samples=samples,
+        details={
+            "symbols": float(symbols),
+            "edits": float(edits),
+            "1-WER_percent": 100 * (1 - word_edits / words) if words else 0.0,
+        },
+    )
+
+
+class _Errors:
+    """Relative errors of real numbers, sample by sample."""
+
+    def __init__(self) -> None:
+        self._largest = self._sum = 0.0
+        self._samples = self._not_finite = 0
+
+    def add(self, given: npt.NDArray[Any], reference: Reference) -> float:
+        """The sample's error: the sum of its differences over the sum of the reference's magnitudes, where a
+        value that is not finite stands for 0."""
+        finite = np.isfinite(given)
+        self._not_finite += int((~finite).sum())
+        wanted = reference.ravel().astype(np.float64)
+        apart = np.abs(np.where(finite, given, 0).ravel() - wanted)
+        total, top = float(np.abs(wanted).sum()), float(np.abs(wanted).max(initial=0.0))
+        error = float(apart.sum()) / total if total else float(apart.any())
+        self._largest = max(self._largest, float(apart.max(initial=0.0)) / top if top else error)
+        self._sum += error
+        self._samples += 1
+        return error
+
+    def told(self) -> dict[str, float]:
+        """``max``: the largest difference of a sample over its largest magnitude; ``mean``: of the samples'."""
+        return {
+            "max_relative_error": self._largest,
+            "mean_relative_error": self._sum / self._samples if self._samples else 0.0,
+            "values_not_finite": float(self._not_finite),
+        }
+
+
+def _numbers(answer: bytes, reference: Reference, number: int) -> npt.NDArray[Any]:
+    if len(answer) != reference.nbytes:
+        raise WorkloadError(
+            f"answer {number} has {len(answer)} bytes, and the reference {reference.nbytes}: {reference.dtype} "
+            f"{list(reference.shape)}"
+        )
+
+    return np.frombuffer(answer, dtype=reference.dtype)
+
+
+def _percent(part: float, whole: float) -> float:
+    return 100 * part / whole if whole else 0.0
+
+
+def _dice(found: npt.NDArray[np.bool_], wanted: npt.NDArray[np.bool_]) -> float:
+    return 2 * int((found & wanted).sum()) / (int(found.sum()) + int(wanted.sum()))
+
+
+def _matches(rows: Reference, wanted: Reference) -> list[float]:
+    """The IoU of each box of ``rows`` with the one of ``wanted`` that it is matched to."""
+    found: list[float] = []
+    for label in np.unique(wanted[:, LABEL]):
+        ours, theirs = rows[rows[:, LABEL] == label], wanted[wanted[:, LABEL] == label]
+        overlaps = _overlaps(ours[np.argsort(-ours[:, SCORE], kind="stable"), BOX], theirs[:, BOX])
+        for row in overlaps:
+            if row[at := int(row.argmax())] >= IOU:
+                found.append(float(row[at]))
+                overlaps[:, at] = -1.0
+
+    return found
+
+
+def _overlaps(ours: Reference, theirs: Reference) -> npt.NDArray[np.float64]:
+    """IoU of each with each, float64 [ours, theirs]; boxes are ymin, xmin, ymax, xmax."""
+    one, other = ours.astype(np.float64)[:, None], theirs.astype(np.float64)[None]
+    corner, end = np.maximum(one[..., :2], other[..., :2]), np.minimum(one[..., 2:], other[..., 2:])
+    common = np.clip(end - corner, 0, None).prod(axis=-1)
+    areas = (one[..., 2:] - one[..., :2]).prod(axis=-1) + (other[..., 2:] - other[..., :2]).prod(axis=-1)
+    shares: npt.NDArray[np.float64] = common / np.maximum(areas - common, 1e-12)
+    return shares

@@ -1,0 +1,328 @@
+"""Text generation: transformers' LlamaForCausalLM in the shape of Llama-3.2-1B, prefill and greedy decoding.
+
+A batch's prompts go through the network at once (prefill), then one token of each at a time (decode), with keys and
+values in a StaticCache: fixed shapes, and no memory asked for while decoding. Prompts of a batch are padded on the
+right: causal attention never looks there from within a prompt, and in decoding a mask hides it.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from workloads.answers import of_size
+from workloads.fidelity import Fidelity, Pair
+from workloads.precision import compute_dtype, to_device
+from workloads.protocol import Size, WorkloadError, WorkloadOptions
+from workloads.weights import load_weights
+
+SHAPE: dict[Size, dict[str, int]] = {
+    "full": {
+        "vocab_size": 128_256,
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+    },
+    "small": {
+        "vocab_size": 4096,
+        "hidden_size": 128,
+        "intermediate_size": 512,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+    },
+}
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 32.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+"""Rotary position embeddings of Llama 3.2."""
+
+LONGEST_PROMPT: dict[Size, int] = {"full": 512, "small": 32}
+NEW_TOKENS: dict[Size, int] = {"full": 128, "small": 8}
+"""Generated for every sample: no token ends a text early."""
+SAMPLES = 4096
+PAD_MULTIPLE = 16
+"""Prompts are padded to the batch's longest, rounded up to this."""
+MEDIAN_SHARE, SPREAD, LEAST_SHARE = 0.4, 0.6, 1 / 16
+"""Lengths as shares of the longest: log-normal, clipped; this project's choice, no data set's."""
+TENSORS_AT_MOST = 4096
+PREFIX = "model."
+"""Of the checkpoint's names, before those of the network without its head, which shares the embedding's weights."""
+
+
+def config(size: Size) -> LlamaConfig:
+    """The shape; full is Llama-3.2-1B's config.json.
+
+    Random weights of the small one are larger by as much as its layers are narrower: otherwise the embedding, which
+    is also the head, outweighs what the layers add, and the text is the prompt's last token again and again.
+    """
+    return LlamaConfig(
+        **SHAPE[size],
+        max_position_embeddings=131_072,
+        rms_norm_eps=1e-5,
+        rope_parameters=dict(ROPE),
+        tie_word_embeddings=True,
+        initializer_range=0.02 * math.sqrt(2048 / SHAPE[size]["hidden_size"]),
+        attn_implementation="sdpa",
+    )
+
+
+def build(size: Size) -> LlamaForCausalLM:
+    """The network, in evaluation; on the meta device, without weights."""
+    return LlamaForCausalLM(config(size)).eval()
+
+
+def draw(network: LlamaForCausalLM, seed: int, threads: int) -> None:
+    """Random weights as transformers draws them: normal, and ones for the norms.
+
+    Each tensor has a generator of its own, on the CPU: the same seed gives the same weights on every device, and
+    several threads share the work (a thousand million numbers take one thread about ten seconds).
+    """
+
+    def fill(numbered: tuple[int, Tensor]) -> None:
+        number, tensor = numbered
+        if tensor.dim() == 1:
+            tensor.fill_(1.0)
+        else:
+            generator = torch.Generator().manual_seed(seed * TENSORS_AT_MOST + number)
+            tensor.copy_(
+                torch.empty(tensor.shape).normal_(0, network.config.initializer_range, generator=generator)
+            )
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(fill, enumerate(parameter.data for parameter in network.parameters())):
+            pass  # read to the end, so that an error comes out
+
+
+def prompt_tokens(rng: np.random.Generator, longest: int) -> npt.NDArray[np.int64]:
+    """Tokens of each sample's prompt, at most ``longest``."""
+    share = rng.lognormal(np.log(MEDIAN_SHARE), SPREAD, SAMPLES).clip(LEAST_SHARE, 1.0)
+    return (share * longest).astype(np.int64)
+
+
+def mean_prompt(size: Size) -> int:
+    """Tokens of a prompt of mean length, with seed 0."""
+    return round(float(prompt_tokens(np.random.default_rng(0), LONGEST_PROMPT[size]).mean()))
+
+
+def flops_per_sample(size: Size) -> int:
+    """FLOPs of one sample of mean length, unpadded: every token through the network once, every new one through its
+    head; counted on the meta device (attention as if it saw the whole text from every token)."""
+    new = NEW_TOKENS[size]
+    with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        count = mean_prompt(size) + new - 1
+        build(size)(
+            input_ids=torch.zeros(1, count, dtype=torch.int64),
+            attention_mask=torch.ones(1, 1, count, count, dtype=torch.bool),
+            logits_to_keep=new,
+            use_cache=False,
+        )
+
+    return int(counter.get_total_flops())
+
+
+def token_agreement(pairs: Iterable[Pair]) -> Fidelity:
+    """The share of equal tokens among those that were chosen after the same text.
+
+    Greedy texts that differ in one token go on differently: what comes after the first difference is not compared.
+
+    Raises:
+        WorkloadError: an answer has not the reference's size.
+    """
+    equal = chosen = same = samples = 0
+    for number, (answer, reference) in enumerate(pairs):
+        given = np.frombuffer(
+            of_size(answer, number, reference.nbytes, "the reference's tokens"), reference.dtype
+        )
+        differing = np.flatnonzero(given != reference.ravel())
+        equal += int(differing[0]) if len(differing) else reference.size
+        chosen += int(differing[0]) + 1 if len(differing) else reference.size
+        same += not len(differing)
+        samples += 1
+
+    return Fidelity(
+        metric="token agreement",
+        value=100 * equal / chosen if chosen else 0.0,
+        samples=samples,
+        details={"tokens": float(chosen), "equal": float(equal), "equal_texts": float(same)},
+    )
+
+
+class Llama:
+    """Answers: int64 [batch, 128 (8 for small)], the tokens that follow each prompt."""
+
+    fidelity = staticmethod(token_agreement)
+
+    def __init__(self, name: str, options: WorkloadOptions) -> None:  # noqa: ARG002  the catalogue's
+        self._dtype = compute_dtype(options)
+        self._options = options
+        self._new = NEW_TOKENS[options.size]
+        self._longest = LONGEST_PROMPT[options.size]
+        self.total_sample_count = SAMPLES
+        self.notes: list[str] = []
+
+    def load(self) -> None:
+        """Build the network and the whole sample library (a few MB of token ids).
+
+        Raises:
+            WorkloadError: weights of another shape or kind, naming file and key.
+        """
+        options = self._options
+        self.network = self._build(self._dtype)
+        self._exact: LlamaForCausalLM | None = None
+        self._cache: tuple[int, StaticCache] | None = None
+        rng = np.random.default_rng(options.seed)
+        self._lengths = prompt_tokens(rng, self._longest)
+        self._starts = np.concatenate(([0], np.cumsum(self._lengths)))
+        self._tokens = rng.integers(0, SHAPE[options.size]["vocab_size"], int(self._starts[-1]), np.int64)
+        self.notes = [
+            f"weights: {options.weights}"
+            if options.weights
+            else f"weights: random, seed {options.seed}; the text means nothing",
+            f"inputs: synthetic, seed {options.seed}: {SAMPLES} prompts of {self._lengths.min()} to "
+            f"{self._lengths.max()} tokens, mean {self._lengths.mean():.0f}; each batch starts in host memory, padded "
+            f"to its longest, rounded up to {PAD_MULTIPLE}",
+            f"each sample generates {self._new} tokens, greedily: tokens/s = {self._new} × samples/s. Times to the "
+            "first and between further tokens are not measured",
+            "engine: eager, whatever --engine says: steps are neither captured nor compiled",
+        ]
+
+    def load_samples(self, indices: Sequence[int]) -> None:
+        """Nothing to do: every sample is in memory from ``load`` on."""
+
+    def unload_samples(self, indices: Sequence[int]) -> None:
+        """Nothing to do: the library is kept."""
+
+    def prompt(self, index: int) -> npt.NDArray[np.int64]:
+        """One sample's token ids, ``[length]``."""
+        return self._tokens[self._starts[index] : self._starts[index + 1]]
+
+    def predict(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Int64 [batch, 128 (8 for small)]."""
+        if self._cache is None or self._cache[0] != len(indices):
+            self._cache = None  # its memory is free before the next one's is taken
+            self._cache = (len(indices), self._new_cache(self.network))
+
+        return self._generate(self.network, self._cache[1], indices)
+
+    def reference(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """The same, one sample at a time in fp32."""
+        if self._exact is None:
+            self._exact = self.network if self._dtype is torch.float32 else self._build(torch.float32)
+
+        cache = self._new_cache(self._exact)
+        return np.concatenate([self._generate(self._exact, cache, [index]) for index in indices])
+
+    def _build(self, dtype: torch.dtype) -> LlamaForCausalLM:
+        options = self._options
+        with torch.device("meta"):
+            network = build(options.size).to(dtype)
+
+        network.to_empty(device=options.device)
+        network.model.rotary_emb = LlamaRotaryEmbedding(network.config).to(options.device)
+        network.tie_weights()
+        if options.weights is None:
+            draw(network, options.seed, options.threads)
+        else:
+            check_config(options.weights, options.size)
+            load_weights(network.model, options.weights, unused=("lm_head.",), renamed={PREFIX: ""})
+
+        return network.requires_grad_(False)
+
+    def _new_cache(self, network: LlamaForCausalLM) -> StaticCache:
+        """Room for the longest prompt and what follows; its batch size is that of its first use."""
+        return StaticCache(network.config, max_cache_len=self._longest + self._new)
+
+    @torch.inference_mode()
+    def _generate(
+        self, network: LlamaForCausalLM, cache: StaticCache, indices: Sequence[int]
+    ) -> npt.NDArray[np.int64]:
+        cache.reset()
+        lengths = to_device(torch.from_numpy(self._lengths[list(indices)]), self._options)
+        prompts = to_device(self._padded(indices), self._options)
+        width = prompts.shape[1]
+        columns = torch.arange(self._longest + self._new, device=prompts.device)
+        hidden = network.model(
+            input_ids=prompts, position_ids=columns[None, :width], past_key_values=cache, use_cache=True
+        ).last_hidden_state
+        last = hidden[torch.arange(len(indices), device=prompts.device), lengths - 1]
+        token = network.lm_head(last).argmax(dim=-1, keepdim=True)
+        answers = [token]
+        visible = (columns < lengths[:, None])[:, None, None, :]
+        for step in range(self._new - 1):
+            visible[..., width + step] = True  # where the cache puts this token, of every row
+            token = self._next(network, cache, token, lengths + step, visible)
+            answers.append(token)
+
+        generated: npt.NDArray[np.int64] = torch.cat(answers, dim=1).cpu().numpy()
+        return generated
+
+    def _next(
+        self, network: LlamaForCausalLM, cache: StaticCache, token: Tensor, position: Tensor, visible: Tensor
+    ) -> Tensor:
+        """The token after ``token``; both ``[B, 1]``. One decoding step: shapes are the same in each."""
+        hidden = network.model(
+            input_ids=token,
+            position_ids=position[:, None],
+            attention_mask=visible,
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state
+        following: Tensor = network.lm_head(hidden[:, -1]).argmax(dim=-1, keepdim=True)
+        return following
+
+    def _padded(self, indices: Sequence[int]) -> Tensor:
+        """Token ids ``[batch, longest rounded up]``, zeros behind each prompt."""
+        longest = int(self._lengths[list(indices)].max())
+        width = min(-(-longest // PAD_MULTIPLE) * PAD_MULTIPLE, self._longest)
+        tokens = np.zeros((len(indices), width), dtype=np.int64)
+        for row, index in enumerate(indices):
+            tokens[row, : self._lengths[index]] = self.prompt(index)
+
+        return torch.from_numpy(tokens)
+
+
+def check_config(weights: Path, size: Size) -> None:
+    """Hold a transformers folder's config.json, where there is one, against the network.
+
+    Raises:
+        WorkloadError: unreadable, or of another shape; names file and field.
+    """
+    path = weights / "config.json"
+    if not path.is_file():
+        return
+
+    try:
+        found: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkloadError(f"weights config {path} cannot be read: {error}") from error
+
+    wanted = {**SHAPE[size], "tie_word_embeddings": True}
+    different = [
+        f"{key} is {found.get(key)}, {size} has {value}"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if different:
+        raise WorkloadError(
+            f"weights config {path} is not of llama {size}: {'; '.join(different)}; it has the shape of Llama-3.2-1B"
+        )
