@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import click
 
@@ -107,6 +107,7 @@ def plan(context: click.Context, layout: str, gpu: str | None, from_current: boo
 
     Exit code 1 where there is no room.
     """
+    from scheduler import mig_plan
     from scheduler.report import mig as report
     from scheduler.report import mig_json
 
@@ -121,7 +122,7 @@ def plan(context: click.Context, layout: str, gpu: str | None, from_current: boo
 
         return
 
-    found = _plans(layout, gpu)
+    found = mig_plan.plans(_gpus_or_why(), layout, gpu)
     if as_json:
         shown = [mig_json.plan(each) for each in found]
         click.echo(json.dumps(shown[0] if len(shown) == 1 else shown, indent=2))
@@ -366,13 +367,6 @@ def _changes(here: _Here, layout: str, gpu: str | None) -> "list[Change]":
         tell(f"{layout} names GPU {index}, which is not here: passed over")
 
     return changes(here.gpus, targets, doing.busy_devices(here.mig, here.gpus), f"the layout {layout}")
-
-
-def _plans(layout: str, gpu: str | None) -> list[Any]:
-    from scheduler import mig_plan
-
-    gpus = _gpus_or_why()
-    return mig_plan.plans(gpus, layout, gpu)
 
 
 def _shown(changes: "Sequence[Change]", dry_run: bool, as_json: bool) -> bool:

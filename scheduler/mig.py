@@ -47,12 +47,7 @@ def busy_devices(mig: NvmlMig, gpus: Sequence[GpuMig]) -> dict[str, tuple[int, .
     found = {}
     for gpu in gpus:
         for device in (each.uuid for instance in gpu.instances for each in instance.compute):
-            try:
-                pids = tuple(process.pid for process in mig.processes(device)) if device else ()
-            except GpuError:
-                continue
-
-            if device and pids:
+            if device and (pids := pids_on(mig, device)):
                 found[device] = pids
 
     return found
@@ -281,6 +276,7 @@ def _destroy(mig: NvmlMig, gpu: GpuMig, step: DestroyCompute | DestroyGpu, patie
     if isinstance(step, DestroyCompute):
         device = next(each for each in instance.compute if each.placement == step.compute)
 
+    uuid = device.uuid if device else gpu.uuid
     for attempt in range(patience.tries):
         try:
             if device is None:
@@ -296,7 +292,7 @@ def _destroy(mig: NvmlMig, gpu: GpuMig, step: DestroyCompute | DestroyGpu, patie
                 asked=f"{words(step, gpu.geometry)} on GPU {gpu.index}",
                 found=f"{error.found}, for {patience.tries * patience.every_s:g} s; "
                 + ("" if device else "the GPU is ")
-                + _who(describe(_pids(mig, device.uuid if device else gpu.uuid))),
+                + _who(describe(pids_on(mig, uuid) if uuid else ())),
                 do="end them, then try again",
             ) from error
         else:
@@ -353,9 +349,10 @@ def _instance(gpu: GpuMig, step: Step) -> GpuInstance:
     )
 
 
-def _pids(mig: NvmlMig, device: str | None) -> tuple[int, ...]:
+def pids_on(mig: NvmlMig, uuid: str) -> tuple[int, ...]:
+    """Who computes on a GPU or a MIG device; none where the driver does not tell this user."""
     try:
-        return tuple(process.pid for process in mig.processes(device)) if device else ()
+        return tuple(process.pid for process in mig.processes(uuid))
     except GpuError:
         return ()
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 from scheduler import gpu_tables, placement
 from scheduler.capabilities import Right, Rights
-from scheduler.errors import GpuError
 from scheduler.geometry import ComputeProfile, Geometry, GpuInstance, GpuMig
 from scheduler.holders import Holder, HoldersReport, describe, holders
+from scheduler.mig import pids_on
 from scheduler.nvml_mig import NvmlMig
 from scheduler.placement import Room
 
@@ -88,12 +88,7 @@ def _processes(mig: NvmlMig, gpu: GpuMig) -> dict[str, tuple[Holder, ...]]:
     devices = [each.uuid for instance in gpu.instances for each in instance.compute if each.uuid]
     found = {}
     for uuid in devices if gpu.enabled else [gpu.uuid]:
-        try:
-            pids = [process.pid for process in mig.processes(uuid)]
-        except GpuError:
-            continue
-
-        if pids:
+        if pids := pids_on(mig, uuid):
             found[uuid] = describe(pids)
 
     return found

@@ -1,11 +1,9 @@
 """BERT question answering on SQuAD v1.1: transformers' BertForQuestionAnswering."""
 
-import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,8 +19,8 @@ from workloads.fidelity import span_f1
 from workloads.labelled import Labelled
 from workloads.pipeline import Pending
 from workloads.precision import compute_dtype, to_device
-from workloads.protocol import Size, WorkloadError, WorkloadOptions
-from workloads.weights import load_weights, seeded
+from workloads.protocol import Size, WorkloadOptions
+from workloads.weights import check_config, load_weights, seeded
 
 SEQUENCE: dict[Size, int] = {"full": 384, "small": 128}
 """The longest sample, in tokens; longer documents are split before they become samples."""
@@ -212,7 +210,7 @@ class Bert:
             network = build(options.size)
 
         if options.weights is not None:
-            check_config(options.weights, options.size)
+            check_config(options.weights, config_of(options.size), "bert", options.size)
             load_weights(network, options.weights, unused=UNUSED_KEYS, renamed=OLD_NAMES)
 
         return network.to(device=options.device, dtype=dtype)
@@ -290,31 +288,11 @@ def sample_tokens(rng: np.random.Generator, sequence: int) -> npt.NDArray[np.int
     return (share * sequence).astype(np.int64)
 
 
-def check_config(weights: Path, size: Size) -> None:
-    """Hold a transformers folder's config.json, where there is one, against the network.
-
-    Raises:
-        WorkloadError: unreadable, or of another size; names file and field.
-    """
-    path = weights / "config.json"
-    if not path.is_file():
-        return
-
-    try:
-        found: dict[str, Any] = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise WorkloadError(f"weights config {path} cannot be read: {error}") from error
-
-    wanted = {
+def config_of(size: Size) -> dict[str, int]:
+    """What a config.json of this network says."""
+    return {
         **SHAPE[size],
         "vocab_size": VOCABULARY,
         "max_position_embeddings": POSITIONS,
         "type_vocab_size": TOKEN_TYPES,
     }
-    different = [
-        f"{key} is {found.get(key)}, {size} has {value}"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    ]
-    if different:
-        raise WorkloadError(f"weights config {path} is not of bert {size}: {'; '.join(different)}")

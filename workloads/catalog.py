@@ -20,8 +20,8 @@ __all__ = [
     "find",
     "has_random_weights",
     "listed",
+    "names_one",
 ]
-__all__ += ["names_one"]
 
 CATALOG: dict[str, Entry] = {entry.name: entry for entry in ENTRIES}
 

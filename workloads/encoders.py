@@ -5,10 +5,8 @@ DistilBERT, and the multilingual MiniLM of sentence-transformers. Its mpnet is a
 architecture; here it is MPNet itself, of the same depth and width (sentence-transformers' all-mpnet-base-v2).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +28,9 @@ from transformers import (
 from workloads.engine import AtHand, Eager, Graphs, HostCopies, compiled, engine_for
 from workloads.pipeline import Pending
 from workloads.precision import compute_dtype
-from workloads.protocol import Size, WorkloadError, WorkloadOptions
+from workloads.protocol import Size, WorkloadOptions
 from workloads.samples import SampleStore
-from workloads.weights import load_weights, seeded
+from workloads.weights import check_config, load_weights, seeded
 
 SEQUENCE: dict[Size, int] = {"full": 128, "small": 32}
 """Tokens of every sample: nothing is padded."""
@@ -245,7 +243,8 @@ class TextEncoder:
             network = build(self._name, options.size)
 
         if options.weights is not None:
-            check_config(options.weights, self._name, options.size)
+            wanted, source = ENCODERS[self._name].shape[options.size], ENCODERS[self._name].sources
+            check_config(options.weights, wanted, self._name, options.size, source=source)
             load_weights(network, options.weights, unused=self._encoder.unused)
 
         return network.to(device=options.device, dtype=dtype).requires_grad_(False)
@@ -253,30 +252,3 @@ class TextEncoder:
     def _store(self) -> SampleStore:
         assert self._samples is not None, "load() first"
         return self._samples
-
-
-def check_config(weights: Path, name: str, size: Size) -> None:
-    """Hold a transformers folder's config.json, where there is one, against the network.
-
-    Raises:
-        WorkloadError: unreadable, or of another shape; names file and field.
-    """
-    path = weights / "config.json"
-    if not path.is_file():
-        return
-
-    try:
-        found: dict[str, Any] = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise WorkloadError(f"weights config {path} cannot be read: {error}") from error
-
-    different = [
-        f"{key} is {found.get(key)}, {size} has {value}"
-        for key, value in ENCODERS[name].shape[size].items()
-        if found.get(key) != value
-    ]
-    if different:
-        raise WorkloadError(
-            f"weights config {path} is not of {name} {size}: {'; '.join(different)}; it has the shape of "
-            f"{ENCODERS[name].sources}"
-        )

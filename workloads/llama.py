@@ -5,12 +5,9 @@ values in a StaticCache: fixed shapes, and no memory asked for while decoding. P
 right: causal attention never looks there from within a prompt, and in decoding a mask hides it.
 """
 
-import json
 import math
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,8 +20,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from workloads.answers import of_size
 from workloads.fidelity import Fidelity, Pair
 from workloads.precision import compute_dtype, to_device
-from workloads.protocol import Size, WorkloadError, WorkloadOptions
-from workloads.weights import load_weights
+from workloads.protocol import Size, WorkloadOptions
+from workloads.weights import check_config, load_weights
 
 SHAPE: dict[Size, dict[str, int]] = {
     "full": {
@@ -243,7 +240,8 @@ class Llama:
         if options.weights is None:
             draw(network, options.seed, options.threads)
         else:
-            check_config(options.weights, options.size)
+            wanted = {**SHAPE[options.size], "tie_word_embeddings": True}
+            check_config(options.weights, wanted, "llama", options.size, source="Llama-3.2-1B")
             load_weights(network.model, options.weights, unused=("lm_head.",), renamed={PREFIX: ""})
 
         return network.requires_grad_(False)
@@ -299,30 +297,3 @@ class Llama:
             tokens[row, : self._lengths[index]] = self.prompt(index)
 
         return torch.from_numpy(tokens)
-
-
-def check_config(weights: Path, size: Size) -> None:
-    """Hold a transformers folder's config.json, where there is one, against the network.
-
-    Raises:
-        WorkloadError: unreadable, or of another shape; names file and field.
-    """
-    path = weights / "config.json"
-    if not path.is_file():
-        return
-
-    try:
-        found: dict[str, Any] = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise WorkloadError(f"weights config {path} cannot be read: {error}") from error
-
-    wanted = {**SHAPE[size], "tie_word_embeddings": True}
-    different = [
-        f"{key} is {found.get(key)}, {size} has {value}"
-        for key, value in wanted.items()
-        if found.get(key) != value
-    ]
-    if different:
-        raise WorkloadError(
-            f"weights config {path} is not of llama {size}: {'; '.join(different)}; it has the shape of Llama-3.2-1B"
-        )

@@ -113,6 +113,35 @@ def load_weights(
     module.load_state_dict(found)
 
 
+def check_config(weights: Path, wanted: Mapping[str, Any], network: str, size: str, source: str = "") -> None:
+    """Hold a transformers folder's config.json, where there is one, against the network.
+
+    Args:
+        wanted: its fields, as the network has them.
+        network: its name, with ``size`` for the message; so is ``source``, a checkpoint that has the shape.
+
+    Raises:
+        WorkloadError: unreadable, or of another shape; names file and field.
+    """
+    path = weights / "config.json"
+    if not path.is_file():
+        return
+
+    try:
+        found: dict[str, Any] = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkloadError(f"weights config {path} cannot be read: {error}") from error
+
+    different = [
+        f"{key} is {found.get(key)}, {size} has {value}"
+        for key, value in wanted.items()
+        if found.get(key) != value
+    ]
+    if different:
+        hint = f"; it has the shape of {source}" if source else ""
+        raise WorkloadError(f"weights config {path} is not of {network} {size}: {'; '.join(different)}{hint}")
+
+
 def _read_folder(folder: Path) -> dict[str, Tensor]:
     for name in FOLDER_FILES:
         path = folder / name
