@@ -13,6 +13,7 @@ from click.core import ParameterSource
 
 from scheduler import __version__
 from scheduler.cli_mig import mig, offer_what_was_left, shelf, tell
+from scheduler.cli_options import console_of, plan_of, read_machine, run_options, spec_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,136 +24,13 @@ if TYPE_CHECKING:
     from scheduler.slices import Machine
     from scheduler.spec import RunSpec
 
-DURATION = "DURATION"
-PLAIN_WIDTH = 120
-"""Columns, where there is no terminal to ask."""
-
 
 @click.group(
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="hetero-mig")
-@click.option(
-    "--main",
-    metavar="NAME",
-    help="The main benchmark: a workload, by name or alias (see `workloads`), or your own: FILE.py:CLASS, hf:FOLDER.",
-)
-@click.option(
-    "--main-scenario",
-    metavar="SCENARIO",
-    help="Offline (default), Server, SingleStream or MultiStream, as far as the workload has them.",
-)
-@click.option(
-    "--main-mode",
-    type=click.Choice(["performance", "accuracy"]),
-    help="performance (default): how fast; accuracy: each sample once, and how good the answers are.",
-)
-@click.option(
-    "--accuracy-target",
-    type=click.Choice(["auto", "99", "99.9"]),
-    help="Of the reference, in %, that an accuracy run must reach (auto: 99.9 for 3d-unet and dlrm, else 99).",
-)
-@click.option(
-    "--fidelity-samples",
-    type=int,
-    metavar="N",
-    help="How many answers of an accuracy run are held against the same weights in fp32.",
-)
-@click.option("--main-duration", metavar=DURATION, help="LoadGen's min_duration for main.")
-@click.option(
-    "--main-slice",
-    metavar="ID",
-    help="The slice for main, by id, UUID or MIG profile, of which it takes the first (default: the first slice).",
-)
-@click.option(
-    "--target-qps",
-    type=float,
-    metavar="QPS",
-    help="Main's rate: server_target_qps, offline_expected_qps, or the streams' expected queries/s. "
-    "Without it a short calibration on the slice picks it.",
-)
-@click.option(
-    "--background",
-    metavar="NAMES",
-    help="Background benchmarks: NAME[,NAME…], or all, none, edge, datacenter. Main's own model is left out.",
-)
-@click.option(
-    "--background-duration",
-    metavar=f"automatic|{DURATION}",
-    help="How long background issues; automatic (default): until main has ended.",
-)
-@click.option(
-    "--on-main-end", type=click.Choice(["kill", "drain"]), help="Kill background (default), or let it finish."
-)
-@click.option(
-    "--on-breach",
-    type=click.Choice(["stop", "record"]),
-    help="When a background benchmark breaks the overlap: stop at once (default), or go on; INVALID either way.",
-)
-@click.option(
-    "--slices", metavar="WHICH", help="auto (default), mig, gpu, cpu[:N], or ID,ID… as `slices` lists them."
-)
-@click.option(
-    "--layout",
-    metavar="FILE#LABEL",
-    help="Divide GPUs so for the time of the run (see `mig plan`); what was there before is restored after it.",
-)
-@click.option(
-    "--start-timeout",
-    metavar=DURATION,
-    help="Longest wait for all background to issue (what NVIDIA's --start_time_buffer does).",
-)
-@click.option(
-    "--start-buffer",
-    metavar=DURATION,
-    help="Pause after the last background issues (what NVIDIA's --start_time_buffer is documented as).",
-)
-@click.option("--end-buffer", metavar=DURATION, help="How long background must outlive main.")
-@click.option("--main-timeout", metavar=DURATION, help="Longest time for main, from its launch.")
-@click.option(
-    "--drain-timeout", metavar=DURATION, help="Longest wait for background to finish the test in hand."
-)
-@click.option("--stop-grace", metavar=DURATION, help="Between asking a process to stop and killing it.")
-@click.option(
-    "--stall-after", metavar=DURATION, help="Background that completes nothing for this long has stalled."
-)
-@click.option(
-    "--preset",
-    type=click.Choice(["auto", "quick", "mlperf"]),
-    help="mlperf: 600 s, full models, the round's counts; quick: seconds, not MLPerf-length. "
-    "auto (default): mlperf on GPU slices, quick on CPU slices.",
-)
-@click.option(
-    "--size", type=click.Choice(["auto", "full", "small"]), help="Of the models (default: as the preset)."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-    help="Default: fp16 on GPU, fp32 on CPU.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "eager", "graph", "compile"]),
-    help="How networks run: eager, as CUDA graphs (default on GPU), or compiled as well.",
-)
-@click.option(
-    "--batch-size", multiple=True, metavar="[NAME=]N", help="Most samples at once; without NAME, of main."
-)
-@click.option(
-    "--weights", multiple=True, metavar="[NAME=]PATH", help="Weights file or folder; without NAME, of main."
-)
-@click.option(
-    "--data", multiple=True, metavar="[NAME=]DIR", help="Folder of real inputs; without NAME, of main."
-)
-@click.option("--seed", type=int, help="Rotates the assignment and seeds weights and inputs (default 0).")
-@click.option(
-    "--output", type=click.Path(path_type=Path), metavar="DIR", help="Run folder (default results/<utc>-…)."
-)
-@click.option("--json", "as_json", is_flag=True, help="result.json to stdout, everything else to stderr.")
-@click.option("--dry-run", is_flag=True, help="Print the plan and start nothing.")
-@click.option("-q", "--quiet", is_flag=True, help="Only the verdict.")
-@click.option("-v", "--verbose", is_flag=True, help="Plain lines for every event, also on a terminal.")
+@run_options()
 @click.pass_context
 def root(context: click.Context, /, **options: Any) -> None:
     """Measure how a workload performs on its slice of a GPU while others run on the other slices.
@@ -188,14 +66,14 @@ def slices(as_json: bool) -> None:
     """List what workloads can be pinned to on this machine."""
     from scheduler import assignment, selection
 
-    machine = _machine()
+    machine = read_machine()
     found = selection.offered(machine)
     if as_json:
         click.echo(json.dumps([assignment.slice_as_json(one) for one in found], indent=2))
     else:
         from scheduler.report import text
 
-        text.show_slices(found, _console())
+        text.show_slices(found, console_of())
 
     if machine.gpu_error is not None:
         click.echo(f"\nNo GPU slices:\n{machine.gpu_error}", err=True)
@@ -218,7 +96,7 @@ def workloads(as_json: bool) -> None:
     else:
         from scheduler.report import text
 
-        text.show_workloads(_console())
+        text.show_workloads(console_of())
 
 
 @root.command()
@@ -236,7 +114,7 @@ def validate(context: click.Context, folder: Path, as_json: bool) -> None:
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:
-        text.show_result(result, _console())
+        text.show_result(result, console_of())
 
     differing: list[str] = []
     if recorded.has_result():
@@ -257,17 +135,17 @@ root.add_command(mig)
 
 
 def _run(options: dict[str, Any]) -> int:
-    console = _console(stderr=options["as_json"], quiet=options["quiet"])
-    spec = _spec(options)
+    console = console_of(stderr=options["as_json"], quiet=options["quiet"])
+    spec = spec_of(options)
     nothing_left = options["dry_run"] or offer_what_was_left()
-    machine = _machine()  # after that offer, which changes what is here
+    machine = read_machine()  # after that offer, which changes what is here
     if spec.layout is None:
         return _run_on(machine, spec, options, console)
 
     from scheduler import inspection, mig_run
 
     to_be, changes = mig_run.planned(spec.layout, machine)
-    plan = _plan(spec, to_be)
+    plan = plan_of(spec, to_be)
     if options["dry_run"]:
         return _show_plan(plan, options["as_json"], console, changes)
 
@@ -284,7 +162,7 @@ def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], consol
     from scheduler.record import RunFolder
 
     started = clock.Clock.start()
-    plan = _plan(spec, machine)
+    plan = plan_of(spec, machine)
     if options["dry_run"]:
         return _show_plan(plan, options["as_json"], console)
 
@@ -304,53 +182,6 @@ def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], consol
 
     _show_result(result, folder.path, options["as_json"], console)
     return run.exit_code(result, folder)
-
-
-def _spec(options: dict[str, Any]) -> "RunSpec":
-    from scheduler.spec import parse_run
-
-    not_of_the_spec = {"output", "as_json", "dry_run", "quiet", "verbose"}
-    asked = {
-        name: value
-        for name, value in options.items()
-        if name not in not_of_the_spec and value is not None and value != ()
-    }
-    for option in ("batch_size", "weights", "data"):
-        if option in asked:
-            asked[option] = _by_name(option, asked[option], asked["main"], asked.get("background", ""))
-
-    return parse_run(asked)
-
-
-def _by_name(option: str, items: tuple[str, ...], main: str, background: str) -> dict[str, str]:
-    from workloads.catalog import names_one
-
-    references = [main, *background.split(",")]
-    named: dict[str, str] = {}
-    for item in items:
-        before, equals, after = item.partition("=")
-        name, value = (before, after) if equals and names_one(before, references) else (main, item)
-        if name in named:
-            raise click.UsageError(f"--{option.replace('_', '-')} is given twice for {name}")
-
-        named[name] = value
-
-    return named
-
-
-def _machine() -> "Machine":
-    from scheduler import nvml
-    from scheduler.host import Host
-
-    return nvml.read_machine(Host())
-
-
-def _plan(spec: "RunSpec", machine: "Machine") -> "Plan":
-    from scheduler import assignment, selection
-    from scheduler.spec import loadgen_round, presets
-
-    slices = selection.slices_on(machine, spec.slices, assignment.benchmark_count(spec))
-    return assignment.assign(spec, slices, presets(), loadgen_round())
 
 
 def _banner(plan: "Plan", console: "Console") -> None:
@@ -384,16 +215,6 @@ def _show_result(result: "Result", folder: Path, as_json: bool, console: "Consol
     console.quiet = False
     text.show_result(result, console)
     console.print(f"  folder: {folder}", highlight=False, soft_wrap=True)
-
-
-def _console(*, stderr: bool = False, quiet: bool = False) -> "Console":
-    from scheduler.report.text import Terminal
-
-    console = Terminal(stderr=stderr, quiet=quiet)
-    if not console.is_terminal:
-        console.width = PLAIN_WIDTH
-
-    return console
 
 
 def main() -> None:

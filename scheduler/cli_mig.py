@@ -3,13 +3,15 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 import click
+
+from scheduler.cli_options import Decorator
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,16 +22,6 @@ if TYPE_CHECKING:
     from scheduler.launch_lines import Form
     from scheduler.mig_changes import Change
     from scheduler.nvml_mig import NvmlMig
-
-Command = TypeVar("Command", bound=Callable[..., object])
-
-
-class Decorator(Protocol):
-    """What click.option returns."""
-
-    def __call__(self, command: Command, /) -> Command:
-        """The command, with one more option."""
-
 
 LAYOUT = "LAYOUT"
 LAYOUT_HELP = (

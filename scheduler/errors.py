@@ -2,6 +2,7 @@
 
 HeteroMigError
 ├── Stopped                       by a signal, outside of a run (exit 130, 143)
+├── SeriesCutShort                one run of several was stopped or could not run (exit as that run)
 ├── SpecError                     the user's: asked wrongly, nothing was started (exit 2)
 ├── SliceError                    the machine offers no such slice
 │   └── NoUsableSlice             MIG enabled without instance, one GPU without MIG, …
@@ -34,11 +35,14 @@ HeteroMigError
 │   └── CutOff                    the test ended before LoadGen wrote its result
 └── RecordError                   the run folder
     ├── FolderTaken               it exists and holds another run
+    ├── FolderBusy                another process writes it
     ├── DiskFull
     └── FolderDamaged             a file that judging needs is missing or unreadable
 """
 
 import signal
+from collections.abc import Sequence
+from pathlib import Path
 
 
 class HeteroMigError(Exception):
@@ -65,6 +69,18 @@ class Stopped(HeteroMigError):
             asked="to go on", found=f"stopped by {name}", do="nothing: what was in force has been undone"
         )
         self.exit_code = 128 + number
+
+
+class SeriesCutShort(HeteroMigError):
+    """One run of a series was stopped or could not run; what was finished before it is kept."""
+
+    def __init__(self, code: int, key: str, breaches: Sequence[str], folder: Path) -> None:
+        super().__init__(
+            asked=f"run {key} of a series",
+            found="; ".join(breaches) or "it did not come to a verdict",
+            do=f"give the same command again: it goes on from here; what is done is kept in {folder}",
+        )
+        self.exit_code = code
 
 
 class SpecError(HeteroMigError):
@@ -197,6 +213,10 @@ class FolderTaken(RecordError):
     """The output folder already holds something."""
 
     exit_code = 2
+
+
+class FolderBusy(RecordError):
+    """Another process writes this folder."""
 
 
 class DiskFull(RecordError):

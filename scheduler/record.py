@@ -48,7 +48,7 @@ class RunFolder:
             FolderTaken: it exists and is not empty.
             DiskFull, RecordError: it cannot be made.
         """
-        with _disk_errors(path):
+        with disk_errors(path):
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
                 raise FolderTaken(
                     asked=f"a new run in {path}",
@@ -65,7 +65,7 @@ class RunFolder:
         """Make a folder of that name, or of that name with a number, where two runs begin in one second."""
         for number in count(1):
             path = parent / (name if number == 1 else f"{name}-{number}")
-            with _disk_errors(path):
+            with disk_errors(path):
                 try:
                     path.mkdir(parents=True)
                 except FileExistsError:
@@ -77,12 +77,12 @@ class RunFolder:
 
     def write_manifest(self, manifest: dict[str, Any]) -> None:
         """Write what was asked and decided; before anything starts."""
-        self._replace("manifest.json", manifest)
+        self.write_json("manifest.json", manifest)
 
     def benchmark(self, name: str) -> Path:
         """The benchmark's own folder, made if it is not there."""
         folder = self.path / name
-        with _disk_errors(folder):
+        with disk_errors(folder):
             folder.mkdir(exist_ok=True)
 
         return folder
@@ -92,18 +92,26 @@ class RunFolder:
         line = {"at_handled": round(at, 6), "what": type(what).__name__, **asdict(what)}
         self.append_line("events.jsonl", line)
 
+    def drop_line_cut_off(self, name: str) -> None:
+        """Take away what a kill left of a last line, before more lines are added to that file."""
+        path = self.path / name
+        with disk_errors(self.path):
+            if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
+                os.truncate(path, content.rfind(b"\n") + 1)
+
     def append_line(self, name: str, line: dict[str, Any]) -> None:
         """Add one JSON line to a file of the folder."""
-        with _disk_errors(self.path), (self.path / name).open("ab", buffering=0) as file:
+        with disk_errors(self.path), (self.path / name).open("ab", buffering=0) as file:
             file.write(json.dumps(line, default=str).encode() + b"\n")
 
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the verdict; the last thing of a run."""
-        self._replace("result.json", result)
+        self.write_json("result.json", result)
 
-    def _replace(self, name: str, content: dict[str, Any]) -> None:
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a file of the folder, by rename: it is there whole, or as it was before."""
         draft = self.path / f".{name}.draft"
-        with _disk_errors(self.path):
+        with disk_errors(self.path):
             with draft.open("w", encoding="utf-8") as file:
                 json.dump(content, file, indent=2, default=str)
                 file.write("\n")
@@ -144,6 +152,33 @@ class RunFolder:
             raise _damaged(self.path / name, "it is not an object")
 
         return content
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        """What ``append_line`` wrote into a file; none where there is no file. A last line cut off is left out.
+
+        Raises:
+            FolderDamaged: it cannot be read, or an earlier line is no object.
+        """
+        path = self.path / name
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        except (OSError, UnicodeDecodeError) as error:
+            raise _damaged(path, str(error)) from error
+
+        found: list[dict[str, Any]] = []
+        lines = text.splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                found.append(dict(json.loads(line)))
+            except (ValueError, TypeError) as error:
+                if number == len(lines):
+                    break
+
+                raise _damaged(path, f"line {number} is not an object: {error}") from error
+
+        return found
 
     def story(self) -> list[tuple[float, Event | Action]]:
         """Every event and action with the time it was handled, in order; a last line cut off is left out.
@@ -213,7 +248,8 @@ def _damaged(path: Path, found: str) -> FolderDamaged:
 
 
 @contextmanager
-def _disk_errors(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
+    """Tell what goes wrong with the disk as DiskFull or RecordError."""
     try:
         yield
     except OSError as error:

@@ -12,6 +12,12 @@ from pathlib import Path
 import psutil
 import pynvml
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", max_examples=1000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+"""The same examples each time, so that what fails, fails for its author: HYPOTHESIS_PROFILE=explore looks for more."""
 
 LAST_BREATH_S = 5
 """For a process that was told to end to be gone from the kernel's table."""

@@ -18,49 +18,31 @@ PACKAGES = ("scheduler/", "workloads/", "profiles/")
 NOT_OURS = {"results", "build", "dist", "__pycache__"}
 TEXT = {"", ".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".csv"}
 
+# fmt: off
 FLOORS = (
-    ["errors", "slices", "geometry", "spec", "events", "result"],
     [
-        "gpu_tables",
-        "layout",
-        "layout_files",
-        "placement",
-        "reshape",
-        "mig_changes",
-        "selection",
-        "assignment",
-        "launch_lines",
-        "lifecycle",
-        "loadgen_log",
-        "story",
-        "quality",
-        "verdict",
-        "search",
+        "errors", "slices", "geometry", "spec", "events", "result",
     ],
     [
-        "clock",
-        "record",
-        "host",
-        "capabilities",
-        "nvml_codes",
-        "nvml",
-        "nvml_mig",
-        "holders",
-        "preflight",
-        "checkpoint",
-        "orphans",
-        "waiting",
-        "mig",
-        "mps",
-        "telemetry",
-        "preload",
-        "preloaded",
-        "worker",
-        "supervisor",
+        "gpu_tables", "layout", "layout_files", "placement", "reshape", "mig_changes", "selection",
+        "assignment", "launch_lines", "lifecycle", "loadgen_log", "story", "quality", "verdict",
+        "statistics", "derating", "search", "audit_rules", "submission_rules", "activity",
+        "arrivals",
     ],
-    ["inspection", "run", "mig_plan", "mig_status", "mig_mode", "mig_run", "tune", "profile", "report"],
-    ["cli_mig", "cli"],
+    [
+        "clock", "record", "host", "capabilities", "nvml_codes", "nvml", "nvml_mig", "holders",
+        "preflight", "checkpoint", "orphans", "waiting", "mig", "mps", "telemetry", "preload",
+        "preloaded", "worker", "supervisor",
+    ],
+    [
+        "inspection", "run", "series", "mig_plan", "mig_status", "mig_mode", "mig_run", "published",
+        "derate", "matrix", "tune", "audit", "submission", "profile", "report",
+    ],
+    [
+        "cli_options", "cli_mig", "cli",
+    ],
 )
+# fmt: on
 """Of scheduler/, lowest first. A file imports from floors below and from what is left of it on its own."""
 
 PLACE = {name: (floor, left) for floor, names in enumerate(FLOORS) for left, name in enumerate(names)}
@@ -68,7 +50,7 @@ PLACE = {name: (floor, left) for floor, names in enumerate(FLOORS) for left, nam
 ONE_DOOR = {
     "pynvml": ("scheduler/nvml.py", "scheduler/nvml_mig.py"),
     "mlperf_loadgen": "workloads/loadgen.py",
-    "click": ("scheduler/cli.py", "scheduler/cli_mig.py"),
+    "click": "scheduler/cli",
     "pandas": "scheduler/report/",
 }
 KILLERS = ("scheduler/supervisor.py", "scheduler/orphans.py")

@@ -256,7 +256,7 @@ class World:
             case Drain():
                 self.expect(Finished(name, now + its.drains))
             case Stop() if its.obeys is not None:
-                self.expect(Exited(name, now + its.obeys, 0))
+                self.expect(Exited(name, now + its.obeys, its.code if name in self.finished else 0))
             case Kill():
                 self.expect(Exited(name, now, -9))
 
