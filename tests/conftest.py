@@ -23,6 +23,18 @@ LAST_BREATH_S = 5
 """For a process that was told to end to be gone from the kernel's table."""
 
 
+TIMED = ("cli", "loadgen", "process")
+"""What these hold starts processes and is about time: one after another, while all the rest runs beside them."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Say what pytest-xdist (``-n 2 --dist loadgroup``, as scripts/test has it) must keep in one process."""
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            timed = item.path.parent.name in TIMED
+            item.add_marker(pytest.mark.xdist_group("timed" if timed else item.path.stem))
+
+
 @pytest.fixture(autouse=True)
 def _known_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the user's shell says to the program or to its tables is not said in a test."""
