@@ -9,16 +9,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from scheduler.arithmetic import engine_of, precision_of
 from scheduler.errors import SpecError
 from scheduler.selection import names_of
 from scheduler.slices import Slice
-from scheduler.spec import AccuracyTerms, LoadgenRound, Preset, RunSpec, Windows
+from scheduler.slices import slice_as_json as slice_as_json
+from scheduler.spec import AccuracyTerms, LoadgenRound, Preset, RoundWorkload, RunSpec, Windows
 from workloads import catalog
 from workloads.protocol import (
     DeviceKind,
-    EngineName,
     LoadgenSettings,
-    Precision,
     Scenario,
     Size,
     WorkloadOptions,
@@ -103,19 +103,24 @@ def benchmark_count(spec: RunSpec) -> int:
 
 
 def assign(
-    spec: RunSpec, slices: Sequence[Slice], presets: Mapping[str, Preset], loadgen_round: LoadgenRound
+    spec: RunSpec,
+    slices: Sequence[Slice],
+    presets: Mapping[str, Preset],
+    loadgen_round: LoadgenRound,
+    *,
+    beside_itself: bool = False,
 ) -> Plan:
     """Main on its slice, background benchmarks spread over all the others as evenly as can be.
 
     Names of the background take turns over the other slices, in their order, rotated by the seed; a name
-    given twice has two turns. ``slices``: at least one.
+    given twice has two turns. ``slices``: at least one. ``beside_itself``: main's own model stays in the background.
 
     Raises:
         SpecError: it does not fit together; nothing is cut to make it fit.
     """
     main_slice = _main_slice(spec, slices)
     others = tuple(each for each in slices if each is not main_slice)
-    names = _background_names(spec, slices)
+    names = _background_names(spec, slices, beside_itself)
     placed = list(zip(names, others, strict=False))  # one name a slice, or no name at all
     _all_options_used(spec, {spec.main, *names})
 
@@ -151,7 +156,7 @@ def assign(
         preset=preset_name,
         idle=() if names else others,
         comparable_to_mlperf=not shortfalls,
-        notes=tuple(_notes(terms, main, shortfalls)),
+        notes=tuple(_notes(terms, main, shortfalls, left_out=spec.main in set(spec.background) - set(names))),
         accuracy=_accuracy_terms(terms) if spec.main_mode == "accuracy" else None,
     )
 
@@ -173,12 +178,12 @@ def _main_slice(spec: RunSpec, slices: Sequence[Slice]) -> Slice:
     )
 
 
-def _background_names(spec: RunSpec, slices: Sequence[Slice]) -> list[str]:
+def _background_names(spec: RunSpec, slices: Sequence[Slice], beside_itself: bool) -> list[str]:
     """One name for each slice but main's; empty where no background is asked for."""
     if not spec.background:
         return []
 
-    names = [name for name in spec.background if name != spec.main]
+    names = [name for name in spec.background if beside_itself or name != spec.main]
     if not names:
         raise SpecError(
             asked=f"--background {','.join(spec.background)}",
@@ -249,8 +254,8 @@ def _options(terms: _Terms, name: str, slice_: Slice) -> WorkloadOptions:
     return WorkloadOptions(
         size=size,
         device=device,
-        precision=_precision(spec, device),
-        engine=_engine(spec, device),
+        precision=precision_of(spec, name, device),
+        engine=engine_of(spec, device),
         batch_size=batch_size,
         seed=spec.seed,
         # A core of one's own counts whole, one of n benchmarks' a share of 1/n; at least one thread.
@@ -265,41 +270,19 @@ def _device(slice_: Slice) -> DeviceKind:
     return "cpu" if slice_.kind == "cpu" else "cuda"
 
 
-def _precision(spec: RunSpec, device: DeviceKind) -> Precision:
-    if spec.precision == "auto":
-        return "fp32" if device == "cpu" else "fp16"
-
-    if spec.precision == "fp16" and device == "cpu":
-        raise SpecError(
-            asked="--precision fp16 on CPU slices",
-            found="CPUs compute fp16 more slowly than fp32, where at all",
-            do="use --precision fp32 or bf16",
-        )
-
-    return spec.precision
-
-
-def _engine(spec: RunSpec, device: DeviceKind) -> EngineName:
-    if spec.engine == "graph" and device == "cpu":
-        raise SpecError(
-            asked="--engine graph on CPU slices",
-            found="CUDA graphs are a GPU's launches",
-            do="use --engine eager or compile",
-        )
-
-    return spec.engine
-
-
 def _main_settings(terms: _Terms, options: WorkloadOptions) -> LoadgenSettings:
     spec, round_ = terms.spec, terms.round
-    counts = round_ if terms.preset.mlperf_sample_counts else round_.quick
+    least = round_.quick.min_query_count[spec.main_scenario]
+    if terms.preset.mlperf_sample_counts:
+        least = round_.least_queries(spec.main, spec.main_scenario)
+
     settings = _settings(
         terms,
         spec.main,
         options.size,
         scenario=spec.main_scenario,
         min_duration_s=terms.main_duration_s,
-        min_query_count=counts.min_query_count[spec.main_scenario],
+        min_query_count=spec.main_min_query_count or least,
     )
     limit_ms = round_.of(spec.main).server_target_latency_ms
     if spec.main_scenario is Scenario.SERVER and limit_ms is not None:
@@ -313,9 +296,24 @@ def _main_settings(terms: _Terms, options: WorkloadOptions) -> LoadgenSettings:
         settings = replace(settings, mode="AccuracyOnly", accuracy_sample_count=few)
 
     return replace(
-        settings,
+        _with_tokens(settings, round_.of(spec.main)),
         target_qps=spec.target_qps,
         target_latency_percentile=round_.target_latency_percentile.get(spec.main_scenario),
+    )
+
+
+def _with_tokens(settings: LoadgenSettings, workload: RoundWorkload) -> LoadgenSettings:
+    """With token latencies, where the workload generates texts and is run for its performance."""
+    ttft_ms, tpot_ms = workload.server_ttft_latency_ms, workload.server_tpot_latency_ms
+    if ttft_ms is None or tpot_ms is None or settings.mode == "AccuracyOnly":
+        return settings
+
+    is_server = settings.scenario is Scenario.SERVER
+    return replace(
+        settings,
+        use_token_latencies=True,
+        server_ttft_latency_ns=ttft_ms * 1_000_000 if is_server else None,
+        server_tpot_latency_ns=tpot_ms * 1_000_000 if is_server else None,
     )
 
 
@@ -390,6 +388,7 @@ def _windows(terms: _Terms) -> Windows:
 def _shortfalls(terms: _Terms, main: Assignment) -> list[str]:
     """Why the settings are not MLPerf's."""
     minimum_s = terms.round.min_duration_ms / 1000
+    least_queries = terms.round.least_queries(main.workload, terms.spec.main_scenario)
     of_the_model = {
         f"{main.workload} is not a benchmark of round {terms.round.round}": (
             terms.round.of(main.workload).accuracy is None
@@ -404,12 +403,16 @@ def _shortfalls(terms: _Terms, main: Assignment) -> list[str]:
         f"{terms.main_duration_s:g} s where MLPerf asks for {minimum_s:g} s": (
             terms.main_duration_s < minimum_s
         ),
-        "fewer samples than the round's": not terms.preset.mlperf_sample_counts,
+        "fewer samples than the round's": not terms.preset.mlperf_sample_counts
+        or (terms.spec.main_min_query_count or least_queries) < least_queries,
         "a start buffer shorter than the preset's": (
             terms.spec.start_buffer is not None and terms.spec.start_buffer < terms.preset.start_buffer_s
         ),
         "a background that is no benchmark of the round": any(
             terms.round.of(name).accuracy is None for name in terms.spec.background
+        ),
+        f"a background, which round {terms.round.round} has not": (
+            bool(terms.spec.background) and not terms.round.hetero_mig
         ),
         f"seeds moved by {terms.spec.seed}": terms.spec.seed != 0,
     }
@@ -417,7 +420,7 @@ def _shortfalls(terms: _Terms, main: Assignment) -> list[str]:
     return [reason for reason, holds in reasons.items() if holds]
 
 
-def _notes(terms: _Terms, main: Assignment, shortfalls: Sequence[str]) -> list[str]:
+def _notes(terms: _Terms, main: Assignment, shortfalls: Sequence[str], *, left_out: bool) -> list[str]:
     spec, notes = terms.spec, []
     if spec.layout is not None:
         notes.append(f"layout {spec.layout}: made for this run, and undone after it")
@@ -425,7 +428,11 @@ def _notes(terms: _Terms, main: Assignment, shortfalls: Sequence[str]) -> list[s
     if shortfalls:
         notes.append(f"not comparable to MLPerf: {'; '.join(shortfalls)}")
 
-    if spec.main in spec.background:
+    otherwise = [name for name in spec.background if spec.precision not in catalog.entry(name).precisions]
+    if spec.precision != "auto" and otherwise:
+        notes.append(f"no {spec.precision} in the background of {', '.join(otherwise)}: the default there")
+
+    if left_out:
         notes.append(f"{spec.main} is left out of the background: it is main's own model")
 
     shared = [core for core, users in terms.users.items() if users > 1]
@@ -441,21 +448,6 @@ def _notes(terms: _Terms, main: Assignment, shortfalls: Sequence[str]) -> list[s
         notes.append(f"Server latency limit on CPU cores: {(limit_ns or 0) / 1e6:g} ms, not {official_ms} ms")
 
     return notes
-
-
-def slice_as_json(slice_: Slice) -> dict[str, Any]:
-    """A slice as ``result.json`` and the manifest describe it."""
-    return {
-        "id": slice_.id,
-        "kind": slice_.kind,
-        "name": slice_.name,
-        "uuid": slice_.uuid,
-        "sms": slice_.sms,
-        "memory_mib": slice_.memory_mib,
-        "numa_node": slice_.numa_node,
-        "cores": list(slice_.cores),
-        "shared_with": list(slice_.shared_with),
-    }
 
 
 def plan_as_json(plan: Plan) -> dict[str, Any]:
@@ -474,6 +466,11 @@ def plan_as_json(plan: Plan) -> dict[str, Any]:
     }
 
 
+def settings_as_json(settings: LoadgenSettings) -> dict[str, Any]:
+    """The settings by field, with lists as JSON has them."""
+    return asdict(settings) | {"batch_times_ns": [list(one) for one in settings.batch_times_ns]}
+
+
 def _assignment_as_json(assignment: Assignment) -> dict[str, Any]:
     options = asdict(assignment.options)
     return {
@@ -482,6 +479,6 @@ def _assignment_as_json(assignment: Assignment) -> dict[str, Any]:
         "workload": assignment.workload,
         "slice": assignment.slice.id,
         "options": {key: str(item) if isinstance(item, Path) else item for key, item in options.items()},
-        "settings": asdict(assignment.settings),
+        "settings": settings_as_json(assignment.settings),
         "duration_s": assignment.duration_s,
     }

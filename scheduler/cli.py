@@ -12,8 +12,27 @@ import click
 from click.core import ParameterSource
 
 from scheduler import __version__
+from scheduler.cli_audit import audit
+from scheduler.cli_build import build
+from scheduler.cli_compare import compare, reference
+from scheduler.cli_derate import derate
+from scheduler.cli_export import export
+from scheduler.cli_matrix import matrix
 from scheduler.cli_mig import mig, offer_what_was_left, shelf, tell
-from scheduler.cli_options import console_of, plan_of, read_machine, run_options, spec_of
+from scheduler.cli_options import (
+    METRICS,
+    console_of,
+    metrics_of,
+    plan_of,
+    read_machine,
+    run_options,
+    spec_of,
+)
+from scheduler.cli_options import options as options_of
+from scheduler.cli_predecessor import predecessor
+from scheduler.cli_profile import profile
+from scheduler.cli_report import report
+from scheduler.cli_tune import tune
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,6 +50,7 @@ if TYPE_CHECKING:
 )
 @click.version_option(__version__, prog_name="hetero-mig")
 @run_options()
+@options_of(METRICS)
 @click.pass_context
 def root(context: click.Context, /, **options: Any) -> None:
     """Measure how a workload performs on its slice of a GPU while others run on the other slices.
@@ -57,7 +77,8 @@ def root(context: click.Context, /, **options: Any) -> None:
         click.echo(context.get_help())
         context.exit(2)
 
-    context.exit(_run(options))
+    with metrics_of(options) as metrics:
+        context.exit(_run({**options, "metrics": metrics}))
 
 
 @root.command()
@@ -100,17 +121,31 @@ def workloads(as_json: bool) -> None:
 
 
 @root.command()
+@run_options("background", "background_duration", "on_main_end")
+@click.pass_context
+def baseline(context: click.Context, /, **options: Any) -> None:
+    """Measure main alone on its slice, with every other slice verified idle.
+
+    The same as a run with --background none: same settings, same record, same verdict and exit codes.
+    """
+    if options["main"] is None:
+        raise click.UsageError("--main is missing: name the workload to measure")
+
+    context.exit(_run({**options, "background": "none"}))
+
+
+@root.command()
 @click.argument("folder", type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--json", "as_json", is_flag=True, help="The result to stdout as JSON.")
 @click.pass_context
 def validate(context: click.Context, folder: Path, as_json: bool) -> None:
     """Judge the run in FOLDER again, from the folder alone."""
-    from scheduler import run
+    from scheduler import judging
     from scheduler.record import RunFolder
     from scheduler.report import text
 
     recorded = RunFolder(folder)
-    result = run.judge(recorded)
+    result = judging.judge(recorded)
     if as_json:
         click.echo(result.model_dump_json(indent=2))
     else:
@@ -118,7 +153,7 @@ def validate(context: click.Context, folder: Path, as_json: bool) -> None:
 
     differing: list[str] = []
     if recorded.has_result():
-        differing = run.differences(recorded.result(), result.model_dump(mode="json"))
+        differing = judging.differences(recorded.result(), result.model_dump(mode="json"))
     else:
         click.echo("there is no result.json: the run was cut short before its verdict", err=True)
 
@@ -129,6 +164,17 @@ def validate(context: click.Context, folder: Path, as_json: bool) -> None:
 
 
 root.add_command(mig)
+root.add_command(tune)
+root.add_command(derate)
+root.add_command(compare)
+root.add_command(reference)
+root.add_command(profile)
+root.add_command(audit)
+root.add_command(export)
+root.add_command(build)
+root.add_command(predecessor)
+root.add_command(matrix)
+root.add_command(report)
 
 
 # ---------------------------------------------------------------------- the run
@@ -158,7 +204,7 @@ def _run(options: dict[str, Any]) -> int:
 
 
 def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], console: "Console") -> int:
-    from scheduler import clock, inspection, run
+    from scheduler import clock, inspection, judging, run
     from scheduler.record import RunFolder
 
     started = clock.Clock.start()
@@ -178,10 +224,12 @@ def _run_on(machine: "Machine", spec: "RunSpec", options: dict[str, Any], consol
     from scheduler.report.live import LiveView
 
     with LiveView(plan, folder, started, console, plain=options["verbose"]) as watch:
-        result = run.run(plan, spec, inspection.about(machine), started, folder, watch)
+        metrics = options.get("metrics")
+        seen = watch if metrics is None else metrics.following(plan, folder, started, watch)
+        result = run.run(plan, spec, inspection.about(machine), started, folder, seen)
 
     _show_result(result, folder.path, options["as_json"], console)
-    return run.exit_code(result, folder)
+    return judging.exit_code(result, folder)
 
 
 def _banner(plan: "Plan", console: "Console") -> None:

@@ -1,6 +1,7 @@
 """The options that every command which measures has in common, and what they make of them before it starts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -10,6 +11,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from scheduler.assignment import Plan
+    from scheduler.metrics import RunMetrics
     from scheduler.series import Watching
     from scheduler.slices import Machine
     from scheduler.spec import RunSpec
@@ -58,6 +60,13 @@ RUN: Mapping[str, Decorator] = {
     ),
     "main_duration": click.option(
         "--main-duration", metavar=DURATION, help="LoadGen's min_duration for main."
+    ),
+    "main_min_query_count": click.option(
+        "--main-min-query-count",
+        type=int,
+        metavar="N",
+        help="LoadGen's min_query_count for main (default: the round's, or the quick preset's); never less than its "
+        "early stopping needs.",
     ),
     "main_slice": click.option(
         "--main-slice",
@@ -132,13 +141,18 @@ RUN: Mapping[str, Decorator] = {
         help="mlperf: 600 s, full models, the round's counts; quick: seconds, not MLPerf-length. "
         "auto (default): mlperf on GPU slices, quick on CPU slices.",
     ),
+    "round": click.option(
+        "--round",
+        type=click.Choice(["v2.0", "v4.1", "v6.1"]),
+        help="The MLPerf round whose seeds, counts and limits are taken (default v2.0, the last of HeteroMIG).",
+    ),
     "size": click.option(
         "--size", type=click.Choice(["auto", "full", "small"]), help="Of the models (default: as the preset)."
     ),
     "precision": click.option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-        help="Default: fp16 on GPU, fp32 on CPU.",
+        type=click.Choice(["auto", "fp32", "tf32", "bf16", "fp16", "fp8", "int8"]),
+        help="Default: fp16 on GPU, fp32 on CPU. Background that cannot compute so takes the default.",
     ),
     "engine": click.option(
         "--engine",
@@ -156,6 +170,16 @@ RUN: Mapping[str, Decorator] = {
     ),
     "data": click.option(
         "--data", multiple=True, metavar="[NAME=]DIR", help="Folder of real inputs; without NAME, of main."
+    ),
+    "telemetry": click.option(
+        "--telemetry",
+        metavar="off|RATE",
+        help="Samples of host, workers, slices and GPUs: 10hz (default), 1s, off.",
+    ),
+    "dcgm": click.option(
+        "--dcgm",
+        metavar="URL",
+        help="Take the slices' activity from a running dcgm-exporter (NVML tells it of Hopper and newer only).",
     ),
     "seed": click.option(
         "--seed", type=int, help="Rotates the assignment and seeds weights and inputs (default 0)."
@@ -180,6 +204,21 @@ SHOW: Mapping[str, Decorator] = {
     ),
 }
 """Where a run is kept and how it is shown."""
+
+METRICS: Mapping[str, Decorator] = {
+    "metrics_port": click.option(
+        "--metrics-port",
+        metavar="[ADDRESS:]PORT",
+        help="Serve the run's metrics to Prometheus while it lasts; without ADDRESS to this machine alone.",
+    ),
+    "metrics_textfile": click.option(
+        "--metrics-textfile",
+        type=click.Path(path_type=Path),
+        metavar="FILE.prom",
+        help="Write them every 5 s, for node-exporter; the file goes when the run ends.",
+    ),
+}
+"""How a run is told to Prometheus."""
 
 
 def run_options(*without: str) -> Decorator:
@@ -235,6 +274,24 @@ def _by_name(option: str, items: tuple[str, ...], main: str, background: str) ->
     return named
 
 
+@contextmanager
+def metrics_of(options: Mapping[str, Any]) -> Iterator["RunMetrics | None"]:
+    """Where the run's metrics are told, until the ``with`` is left; None where nowhere.
+
+    Raises:
+        SpecError: the port or the file cannot be had.
+    """
+    port, textfile = options["metrics_port"], options["metrics_textfile"]
+    if options["dry_run"] or (port is None and textfile is None):
+        yield None
+        return
+
+    from scheduler import metrics
+
+    with metrics.published(port, textfile) as told:
+        yield told
+
+
 def read_machine() -> "Machine":
     """What this machine has."""
     from scheduler import nvml
@@ -253,7 +310,7 @@ def plan_of(spec: "RunSpec", machine: "Machine") -> "Plan":
     from scheduler.spec import loadgen_round, presets
 
     slices = selection.slices_on(machine, spec.slices, assignment.benchmark_count(spec))
-    return assignment.assign(spec, slices, presets(), loadgen_round())
+    return assignment.assign(spec, slices, presets(), loadgen_round(spec.round))
 
 
 def watching(console: "Console", *, plain: bool = False) -> "Watching":

@@ -40,6 +40,21 @@ def utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def unix_now() -> float:
+    """The present in s since 1970, to hold against the time stamps of others."""
+    return time.time()
+
+
+def process_cpu_s() -> float:
+    """CPU time that this process has taken, user and system."""
+    return time.process_time()
+
+
+def thread_cpu_s() -> float:
+    """CPU time that the calling thread has taken, user and system."""
+    return time.thread_time()
+
+
 def pause(seconds: float) -> None:
     """Let time pass, where there is nothing that could be waited for."""
     time.sleep(seconds)

@@ -86,8 +86,23 @@ class DeadlinePassed:
     at: float
 
 
+@dataclass(frozen=True, slots=True)
+class NextMain:
+    """Whoever asks has decided on another main benchmark, over the same background; it has a new name."""
+
+    name: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class NoMoreMains:
+    """Whoever asks has decided that the last main benchmark was the last."""
+
+    at: float
+
+
 BenchmarkEvent = Ready | Issuing | Finished | Failed | Exited | Stalled
-Event = BenchmarkEvent | StopRequested | DeadlinePassed
+Event = BenchmarkEvent | StopRequested | DeadlinePassed | NextMain | NoMoreMains
 
 
 @dataclass(frozen=True, slots=True)

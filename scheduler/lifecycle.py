@@ -5,7 +5,8 @@ Read it from the top; what a run may do is in tables, the code below them only a
 1. ``STAGES``: each benchmark is in one **stage**, and an event may or may not happen in it.
 2. ``FAULTS``: what a benchmark must not do, in which waits, and the code of the breach it then is.
 3. ``WAITS``: the run is always in one **wait**: it waits for a **cause** to hold, never past a deadline.
-   A **phase** is one wait or two (DRAINING: outlive main, then drain; STOPPING: ask, then kill).
+   A **phase** is one wait or two (MEASURING: main, then what follows it; DRAINING: outlive main, then drain;
+   STOPPING: ask, then kill).
 
 An event is first refused (``IllegalEvent``, nothing changes) or taken: it moves its benchmark's stage and may
 be a breach. Then ``_settle`` follows the first cause of the present wait that holds, until none does.
@@ -34,6 +35,8 @@ from scheduler.events import (
     Issuing,
     Kill,
     Launch,
+    NextMain,
+    NoMoreMains,
     Ready,
     Stalled,
     Stop,
@@ -95,6 +98,7 @@ class Wait(StrEnum):
     ALL_ISSUE = auto()
     START_BUFFER = auto()
     MAIN = auto()
+    NEXT_MAIN = auto()
     END_BUFFER = auto()
     DRAIN = auto()
     GRACE = auto()
@@ -110,7 +114,7 @@ BreachCode = Literal[
 # fmt: on
 
 
-BEFORE_DRAIN = (Wait.ALL_ISSUE, Wait.START_BUFFER, Wait.MAIN, Wait.END_BUFFER)
+BEFORE_DRAIN = (Wait.ALL_ISSUE, Wait.START_BUFFER, Wait.MAIN, Wait.NEXT_MAIN, Wait.END_BUFFER)
 BEFORE_STOPPING = (*BEFORE_DRAIN, Wait.DRAIN)
 EVERYWHERE = tuple(Wait)
 
@@ -170,9 +174,13 @@ class Cause(Enum):
                  lambda run: any(run.has_been(name, Stage.GONE) and not run.has_been(name, Stage.FINISHED)
                                  for name in run.mains))
     MAINS_FINISHED = ("the last main finishes",
-                      lambda run: all(run.has_been(name, Stage.FINISHED) for name in run.mains))
+                      lambda run: not run.more_mains
+                      and all(run.has_been(name, Stage.FINISHED) for name in run.mains))
     NEXT_MAIN = ("main has finished and is gone, another follows",
                  lambda run: any(run.stages[name] is Stage.NOT_STARTED for name in main_at_hand(run)))
+    MAIN_GONE = ("main has finished and is gone, more mains may follow",
+                 lambda run: run.more_mains and not main_at_hand(run))
+    NO_MORE_MAINS = "no more mains follow", lambda run: not run.more_mains
     NONE_TO_DRAIN = "no background benchmark issues any more", lambda run: not background_issuing(run)
     ALL_GONE = "all are gone", lambda run: not all_that_live(run)
     # fmt: on
@@ -228,7 +236,10 @@ WAITS: Mapping[Wait, Row] = {
         ANYTIME | {Cause.NO_BACKGROUND: Wait.MAIN, Cause.DEADLINE: Wait.MAIN}),
     Wait.MAIN:         Row(Phase.MEASURING, Launch, main_at_hand,        "main_timeout_s",  "main-timeout",
         ANYTIME | {Cause.MAIN_LOST: Wait.GRACE, Cause.MAINS_FINISHED: Wait.END_BUFFER,
-                   Cause.NEXT_MAIN: Wait.MAIN, Cause.DEADLINE: Wait.GRACE}),
+                   Cause.NEXT_MAIN: Wait.MAIN, Cause.MAIN_GONE: Wait.NEXT_MAIN, Cause.DEADLINE: Wait.GRACE}),
+    Wait.NEXT_MAIN:    Row(Phase.MEASURING, None,   nobody,              "main_timeout_s",  None,
+        ANYTIME | {Cause.NEXT_MAIN: Wait.MAIN, Cause.NO_MORE_MAINS: Wait.END_BUFFER,
+                   Cause.DEADLINE: Wait.END_BUFFER}),
     Wait.END_BUFFER:   Row(Phase.DRAINING,  None,   nobody,              "end_buffer_s",    None,
         ANYTIME | {Cause.NO_BACKGROUND: Wait.GRACE, Cause.TO_BE_DRAINED: Wait.DRAIN,
                    Cause.DEADLINE: Wait.GRACE}),
@@ -273,6 +284,9 @@ class IllegalEvent(Exception):
 class Run:
     """One run: backgrounds, then mains one after another over them, then the end of all.
 
+    With ``more_mains`` the mains are not known beforehand: whenever the last one is gone the run waits for the
+    word which is next (``NextMain``), or that none is (``NoMoreMains``).
+
     Attributes are replaced, never changed in place: ``copy.copy`` of a run is a snapshot of it.
 
     Raises:
@@ -287,6 +301,7 @@ class Run:
         windows: Windows,
         on_main_end: Literal["kill", "drain"] = "kill",
         on_breach: Literal["stop", "record"] = "stop",
+        more_mains: bool = False,
     ) -> None:
         names = (*background, *mains)
         if not mains or len(set(names)) < len(names):
@@ -297,6 +312,7 @@ class Run:
         self.windows = windows
         self.on_main_end = on_main_end
         self.on_breach = on_breach
+        self.more_mains = more_mains
         self.deadline: float | None = None
         """Seconds on the run's clock; None: nothing is waited for."""
         self.deadline_passed = False
@@ -312,6 +328,11 @@ class Run:
     @property
     def phase(self) -> Phase:
         return Phase.STARTING if self._wait is None else WAITS[self._wait].phase
+
+    @property
+    def asks_for_the_next_main(self) -> bool:
+        """Whether the run waits for NextMain or NoMoreMains."""
+        return self._wait is Wait.NEXT_MAIN
 
     @property
     def stages(self) -> Mapping[str, Stage]:
@@ -352,6 +373,11 @@ class Run:
                     self._note("stopped", None, event.at, f"stop requested: {event.reason}")
 
                 self.stop_requests = min(self.stop_requests + 1, 2)
+            case NextMain(name):
+                self.mains = (*self.mains, name)
+                self._paths = {**self._paths, name: (Stage.NOT_STARTED,)}
+            case NoMoreMains():
+                self.more_mains = False
             case _:
                 self._take(event, wait)
 
@@ -365,6 +391,9 @@ class Run:
         if isinstance(event, DeadlinePassed):
             if self.deadline is None or event.at < self.deadline:
                 raise IllegalEvent(self, event, f"the deadline is {self.deadline}")
+        elif isinstance(event, NextMain | NoMoreMains):
+            if self._wait is not Wait.NEXT_MAIN or getattr(event, "name", None) in self._paths:
+                raise IllegalEvent(self, event, "no next main was asked for, or not one of that name")
         elif not isinstance(event, StopRequested):
             stage = self.stages.get(event.name)
             if stage is None or self.phase is Phase.OVER or type(event) not in STAGES[stage]:

@@ -68,6 +68,17 @@ class LatencyMs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Tokens:
+    """Of a test with token latencies (LoadGen's ``use_token_latencies``)."""
+
+    tokens_per_s: float | None
+    ttft_ms: LatencyMs | None
+    """Time to the first token; None under Offline, where LoadGen tells no latencies of tokens."""
+    tpot_ms: LatencyMs | None
+    """Time for each further token, of a text's mean."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadgenResult:
     """What LoadGen says of one test."""
 
@@ -85,6 +96,8 @@ class LoadgenResult:
     """None in accuracy mode."""
     latency_ms: LatencyMs | None
     """None in accuracy mode."""
+    tokens: Tokens | None
+    """None of a test without token latencies."""
     query_count: int | None
     samples_per_query: int | None
     met: dict[str, bool]
@@ -165,6 +178,7 @@ def parse(lines: Iterable[str]) -> LoadgenResult:
         warnings=tuple(test.warnings),
         metric=_metric(test, scenario) if has_result else None,
         latency_ms=_latency(test, scenario) if has_result else None,
+        tokens=_tokens(test) if has_result and _has_tokens(test) else None,
         query_count=test.count("result_query_count" if has_result else "generated_query_count"),
         samples_per_query=test.count("generated_samples_per_query"),
         met=met,
@@ -257,6 +271,9 @@ def _one_line(text: str | None) -> str:
 
 def _metric(test: _Test, scenario: Scenario) -> Metric | None:
     for key, divisor, unit in _SCORES[scenario]:
+        if key == "early_stopping_latency_ss" and _has_tokens(test):
+            continue  # then it is of the first token, whatever its name
+
         value = test.number(key)
         if value:
             return Metric(name=key, value=value / divisor, unit=unit)
@@ -267,18 +284,41 @@ def _metric(test: _Test, scenario: Scenario) -> Metric | None:
 def _latency(test: _Test, scenario: Scenario) -> LatencyMs:
     of_what = "query_latency_ns" if scenario is Scenario.MULTI_STREAM else "latency_ns"
     percentile = f"percentile_{'per_' if scenario is Scenario.MULTI_STREAM else ''}{of_what}"
+    return _latencies(test, f"result_mean_{of_what}", f"result_{{}}_{percentile}")
+
+
+def _latencies(test: _Test, mean: str, percentile: str) -> LatencyMs:
+    """By LoadGen's keys; ``{}`` in ``percentile`` is the figure."""
 
     def ms(key: str) -> float | None:
         value = test.number(key)
         return None if value is None else value / _NS_PER_MS
 
     return LatencyMs(
-        mean=ms(f"result_mean_{of_what}"),
-        p50=ms(f"result_50.00_{percentile}"),
-        p90=ms(f"result_90.00_{percentile}"),
-        p95=ms(f"result_95.00_{percentile}"),
-        p99=ms(f"result_99.00_{percentile}"),
-        p999=ms(f"result_99.90_{percentile}"),
+        mean=ms(mean),
+        p50=ms(percentile.format("50.00")),
+        p90=ms(percentile.format("90.00")),
+        p95=ms(percentile.format("95.00")),
+        p99=ms(percentile.format("99.00")),
+        p999=ms(percentile.format("99.90")),
+    )
+
+
+def _has_tokens(test: _Test) -> bool:
+    return test.facts.get("requested_use_token_latencies") is True
+
+
+def _tokens(test: _Test) -> Tokens:
+    """``result_token_throughput`` is passed over: LoadGen 6.0.17 divides it once too often by 10⁹."""
+    first, further = "result_first_token_", "result_time_per_output_token_{}_percentile_ns"
+    has_latencies = test.number("result_first_token_mean_latency_ns") is not None
+    return Tokens(
+        tokens_per_s=test.number("result_completed_tokens_per_second")
+        or test.number("result_tokens_per_second"),
+        ttft_ms=_latencies(test, f"{first}mean_latency_ns", first + "{}_percentile_latency_ns")
+        if has_latencies
+        else None,
+        tpot_ms=_latencies(test, "result_time_to_output_token_mean", further) if has_latencies else None,
     )
 
 

@@ -2,7 +2,7 @@
 
 manifest.json          first: what was asked and decided, on what machine, and the clock's zero
 events.jsonl           one event or action a line, flushed at once
-telemetry.jsonl        samples of host, GPUs and processes
+telemetry.jsonl        samples of host, workers, slices and GPUs; telemetry.json: how, and what is unavailable
 <benchmark>/           its stdout.log, stderr.log, progress.bin, completions.bin, loadgen/…
 result.json            last, by rename: a folder without it is of a run that was cut short
 """
@@ -26,7 +26,7 @@ _KINDS = {
     kind.__name__: kind
     for kind in (
         *(events.Ready, events.Issuing, events.Finished, events.Failed, events.Exited, events.Stalled),
-        *(events.StopRequested, events.DeadlinePassed),
+        *(events.StopRequested, events.DeadlinePassed, events.NextMain, events.NoMoreMains),
         *(events.Launch, events.Drain, events.Stop, events.Kill),
     )
 }
@@ -142,6 +142,14 @@ class RunFolder:
         """
         return self._read("result.json")
 
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A file that ``write_json`` wrote.
+
+        Raises:
+            FolderDamaged: there is none, or it cannot be read.
+        """
+        return self._read(name)
+
     def _read(self, name: str) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
@@ -179,6 +187,35 @@ class RunFolder:
                 raise _damaged(path, f"line {number} is not an object: {error}") from error
 
         return found
+
+    def last_lines(self, name: str, most_bytes: int) -> list[dict[str, Any]]:
+        """The last whole lines of a file that is being written, in order; none where there is no file."""
+        try:
+            with (self.path / name).open("rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - most_bytes))
+                begun_before = file.tell() > 0
+                pieces = file.read().split(b"\n")
+        except OSError:
+            return []
+
+        whole = pieces[1 if begun_before else 0 : -1]
+        return [dict(json.loads(line)) for line in whole]
+
+    def telemetry(self) -> dict[str, Any] | None:
+        """What ``telemetry.json`` holds; None where there is none.
+
+        Raises:
+            FolderDamaged: it cannot be read.
+        """
+        return self._read("telemetry.json") if (self.path / "telemetry.json").exists() else None
+
+    def idle(self) -> dict[str, Any]:
+        """Who computed where nothing was to, before main and after it; empty where nothing was noted.
+
+        Raises:
+            FolderDamaged: it cannot be read.
+        """
+        return self._read("idle.json") if (self.path / "idle.json").exists() else {}
 
     def story(self) -> list[tuple[float, Event | Action]]:
         """Every event and action with the time it was handled, in order; a last line cut off is left out.
@@ -221,6 +258,28 @@ class RunFolder:
             FolderDamaged: there is none, or it cannot be read.
         """
         return self._read(f"{benchmark}/quality.json")
+
+    def effective(self, benchmark: str) -> dict[str, Any]:
+        """LoadGen's settings as its worker set them, and the answers' dtype.
+
+        Raises:
+            FolderDamaged: there are none, or they cannot be read.
+        """
+        told = self._read(f"{benchmark}/loadgen_settings.json").get("effective")
+        if not isinstance(told, dict):
+            raise _damaged(self.path / benchmark / "loadgen_settings.json", "it has no effective settings")
+
+        return told
+
+    def calibration(self, benchmark: str) -> dict[str, Any]:
+        """What a main benchmark's calibration measured and picked; empty where the worker left none.
+
+        Raises:
+            FolderDamaged: it cannot be read.
+        """
+        name = f"{benchmark}/loadgen_settings.json"
+        told = self._read(name).get("calibration") if (self.path / name).exists() else None
+        return told if isinstance(told, dict) else {}
 
     def answers_sha256(self, benchmark: str) -> str | None:
         """The digest of LoadGen's accuracy log; None where there is none."""

@@ -100,6 +100,16 @@ class AccuracyResult(QualityFigure):
     """The other figure, told and not judged: fidelity beside accuracy, accuracy beside fidelity."""
 
 
+class TokensResult(_Record):
+    """How fast texts were generated, by LoadGen's token latencies."""
+
+    tokens_per_s: float | None
+    ttft_ms: Latencies | None
+    """Time to the first token; None under Offline."""
+    tpot_ms: Latencies | None
+    """Time for each further token."""
+
+
 class MainResult(_Record):
     """The main benchmark."""
 
@@ -117,6 +127,8 @@ class MainResult(_Record):
     """None: LoadGen's log has no end."""
     metric: Metric | None
     latency_ms: Latencies
+    tokens: TokensResult | None = None
+    """Of a workload that generates texts."""
     accuracy: AccuracyResult | None = None
     """Of an accuracy run that came to its end."""
     window: Window
@@ -135,7 +147,8 @@ class BackgroundResult(_Record):
     slice: str
     device: dict[str, Any]
     pid: int | None
-    ended: Literal["killed", "completed", "died", "not started"]
+    ended: Literal["killed", "completed", "died", "running", "not started"]
+    """``running``: of a trial (tuning), whose background goes on after it."""
     window: Window
     samples_completed: int
     filler_samples: int
@@ -169,6 +182,14 @@ class Timing(_Record):
     stop_to_all_gone_s: float | None
 
 
+class Placement(_Record):
+    """Where a MIG device's GPU instance lies, in memory slices of its GPU."""
+
+    gpu_uuid: str
+    start: int
+    size: int | None
+
+
 class SliceRecord(_Record):
     """A slice as ``result.json`` tells it."""
 
@@ -181,6 +202,8 @@ class SliceRecord(_Record):
     numa_node: int | None = None
     cores: list[int]
     shared_with: list[str]
+    placement: Placement | None = None
+    """Of MIG devices, where the driver tells it."""
 
 
 class Result(_Record):
@@ -240,6 +263,9 @@ class Manifest(_Record):
     accuracy: AccuracyTerms | None = None
     """None: a performance run."""
     main: BenchmarkRecord
+    """Where mains follow one another: the first, or the one that is judged."""
+    first_main: str | None = None
+    """Where mains follow one another over one background (tuning): the first; None: there is one."""
     background: list[BenchmarkRecord]
     slices: list[SliceRecord]
     idle: list[str]

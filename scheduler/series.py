@@ -16,14 +16,15 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from scheduler import __version__, inspection, run
+from scheduler import __version__, inspection, judging, run
 from scheduler.assignment import Plan, slice_as_json
 from scheduler.clock import Clock, utc_stamp
 from scheduler.errors import FolderBusy, FolderTaken, SeriesCutShort
 from scheduler.host import Host
+from scheduler.judging import differences
 from scheduler.record import RunFolder, disk_errors
 from scheduler.result import Result
-from scheduler.run import Watch, differences
+from scheduler.run import Watch
 from scheduler.slices import Machine, Slice
 from scheduler.spec import RunSpec
 
@@ -57,7 +58,7 @@ class Series:
         with watching(plan, folder, clock) as watch:
             result = run.run(plan, spec, inspection.about(machine), clock, folder, watch)
 
-        code = run.exit_code(result, folder)
+        code = judging.exit_code(result, folder)
         if code not in CAME_TO_A_VERDICT:
             breaches = [finding.message for finding in result.findings if finding.severity == "breach"]
             raise SeriesCutShort(code, key, breaches, self.path)
@@ -75,7 +76,7 @@ class Series:
             return None
 
         result = Result.model_validate(folder.result())
-        return (folder, result) if run.exit_code(result, folder) in CAME_TO_A_VERDICT else None
+        return (folder, result) if judging.exit_code(result, folder) in CAME_TO_A_VERDICT else None
 
     def new_run(self, key: str) -> RunFolder:
         """An empty folder for the run of that key; an attempt that was cut short is moved aside."""

@@ -6,7 +6,7 @@ more classes of the same shape.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from scheduler.errors import GpuError
 
@@ -96,6 +96,26 @@ class MigSlice:
 
 
 Slice = CpuSlice | GpuSlice | MigSlice
+
+
+def slice_as_json(slice_: Slice) -> dict[str, Any]:
+    """A slice as ``result.json`` and the manifest describe it."""
+    told: dict[str, Any] = {
+        "id": slice_.id,
+        "kind": slice_.kind,
+        "name": slice_.name,
+        "uuid": slice_.uuid,
+        "sms": slice_.sms,
+        "memory_mib": slice_.memory_mib,
+        "numa_node": slice_.numa_node,
+        "cores": list(slice_.cores),
+        "shared_with": list(slice_.shared_with),
+    }
+    if isinstance(slice_, MigSlice) and slice_.placement_start is not None:
+        start, size = slice_.placement_start, slice_.placement_size
+        told["placement"] = {"gpu_uuid": slice_.gpu_uuid, "start": start, "size": size}
+
+    return told
 
 
 def core_ranges(cores: Sequence[int]) -> str:

@@ -41,6 +41,30 @@ def parse_duration(value: object) -> float:
     return float(match[1]) * _SECONDS[match[2]]
 
 
+HIGHEST_RATE_HZ = 100.0
+
+
+def parse_rate(value: object) -> float:
+    """Times a second from ``10hz``, ``0.5hz``, or a period: ``1s``, ``100ms``; 0 from ``off``.
+
+    Raises:
+        ValueError: it is not a rate.
+    """
+    text = str(value).strip().lower()
+    if text == "off" or isinstance(value, float):
+        return float(value) if isinstance(value, float) else 0.0
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)hz", text)
+    if found is None and not _DURATION.fullmatch(text):
+        raise ValueError(f"not a rate: {value!r}; write off, a rate as 10hz, or a period as 1s or 100ms")
+
+    rate_hz = float(found[1]) if found else 1 / (parse_duration(text) or 1e-9)
+    if not 0.001 <= rate_hz <= HIGHEST_RATE_HZ:
+        raise ValueError(f"{value!r} is no rate between one in 1000 s and {HIGHEST_RATE_HZ:g}hz")
+
+    return rate_hz
+
+
 Duration = Annotated[float, BeforeValidator(parse_duration), Field(allow_inf_nan=False)]
 LastingDuration = Annotated[Duration, Field(gt=0)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -97,6 +121,22 @@ class AccuracyTerms(BaseModel):
     """What MLPerf's reference model reaches, by the size of the data set."""
 
 
+AuditTest = Literal["TEST01", "TEST04", "TEST05"]
+RoundName = Literal["v2.0", "v4.1", "v6.1"]
+SystemType = Literal["datacenter", "edge"]
+
+
+class Test05(BaseModel):
+    """The seeds of MLPerf's TEST05, and how LoadGen is told: in the place of a test's own, or by ``test05``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    by: Literal["seeds", "test05"]
+    qsl_rng_seed: int
+    sample_index_rng_seed: int
+    schedule_rng_seed: int
+
+
 class RoundWorkload(BaseModel):
     """One workload in an MLPerf round."""
 
@@ -108,8 +148,22 @@ class RoundWorkload(BaseModel):
     total_sample_count: Count | None = None
     """Of MLPerf's data set; None for a workload that MLPerf does not have."""
     server_target_latency_ms: Count | None = None
+    server_ttft_latency_ms: Count | None = None
+    """Of a workload that generates texts: to the first token; its LoadGen tests have token latencies."""
+    server_tpot_latency_ms: Count | None = None
+    """For each further token."""
+    offline_min_sample_count: Count | None = None
+    """Where the round has another than ``min_query_count``."""
     sample_concatenate_permutation: bool = False
     accuracy: Accuracy | None = None
+    submitted_as: dict[Literal["99", "99.9"], str] = {}
+    """The benchmark's name in a submission, by the accuracy target in %."""
+    required: dict[SystemType, tuple[Scenario, ...]] = {}
+    """The scenarios that a submission must have, by kind of system; empty where the round has no such benchmark."""
+    audits: tuple[AuditTest, ...] = ()
+    """The compliance tests that a closed submission must have passed."""
+    test01_samples: Count = 4096
+    """Of about how many samples TEST01 logs the answers."""
 
 
 class QuickCounts(BaseModel):
@@ -128,13 +182,17 @@ class LoadgenRound(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    round: str
+    round: RoundName
     min_duration_ms: Count
     qsl_rng_seed: int
     sample_index_rng_seed: int
     schedule_rng_seed: int
     target_latency_percentile: dict[Scenario, float]
     multi_stream_samples_per_query: Count
+    hetero_mig: bool
+    """Whether MLPerf took results measured beside a background."""
+    test05: Test05 | None
+    """None: the round has no TEST05."""
     min_query_count: dict[Scenario, Count]
     fidelity_samples: Count
     quick: QuickCounts
@@ -154,10 +212,23 @@ class LoadgenRound(BaseModel):
             else self.own.model_copy(update={"server_target_latency_ms": limit_ms})
         )
 
+    def least_queries(self, name: str, scenario: Scenario) -> int:
+        """``min_query_count`` of a workload's test; under Offline, of samples."""
+        own = self.of(name).offline_min_sample_count if scenario is Scenario.OFFLINE else None
+        return own or self.min_query_count[scenario]
 
-def loadgen_round(name: str = "v2.0") -> LoadgenRound:
-    """The settings of an MLPerf round."""
-    return LoadgenRound.model_validate(profiles.read_yaml(f"loadgen/{name}.yaml"))
+
+def loadgen_round(name: RoundName = "v2.0") -> LoadgenRound:
+    """The settings of an MLPerf round. A round's file may tell only what differs from another's."""
+    told = dict(profiles.read_yaml(f"loadgen/{name}.yaml"))
+    before = told.pop("differs_from", None)
+    if before is not None:
+        base = profiles.read_yaml(f"loadgen/{before}.yaml")
+        differing = told.pop("workloads")
+        workloads = {each: entry | differing.get(each, {}) for each, entry in base["workloads"].items()}
+        told = base | told | {"workloads": workloads}
+
+    return LoadgenRound.model_validate(told)
 
 
 class Windows(BaseModel):
@@ -194,6 +265,8 @@ class RunSpec(BaseModel):
     """In %; auto: as MLPerf's HeteroMIG ran each workload."""
     fidelity_samples: Count | None = None
     main_duration: LastingDuration | None = None
+    main_min_query_count: Count | None = None
+    """In place of the round's, or the quick preset's."""
     main_slice: str | None = None
     target_qps: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     background: tuple[str, ...] = ()
@@ -205,6 +278,8 @@ class RunSpec(BaseModel):
     layout: str | None = None
     """``FILE#LABEL``, or MIG devices: in force while the run lasts."""
     preset: Literal["auto", "quick", "mlperf"] = "auto"
+    round: RoundName = "v2.0"
+    """The MLPerf round whose seeds, counts and limits are taken."""
     size: Literal["auto", "full", "small"] = "auto"
     precision: Precision | Literal["auto"] = "auto"
     engine: EngineName = "auto"
@@ -212,6 +287,10 @@ class RunSpec(BaseModel):
     """By workload name."""
     weights: dict[str, Path] = {}
     data: dict[str, Path] = {}
+    telemetry: Annotated[float, BeforeValidator(parse_rate), Field(ge=0, le=HIGHEST_RATE_HZ)] = 10.0
+    """Samples a second; 0: none."""
+    dcgm: str | None = None
+    """The URL of a running dcgm-exporter, to take the activity of the slices from."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """0 is MLPerf's own seeds; numpy takes 32 bits."""
     start_timeout: LastingDuration | None = None
@@ -249,6 +328,14 @@ class RunSpec(BaseModel):
             names += [_known(word).name] if macro is None else macro
 
         return tuple(names)
+
+    @field_validator("dcgm")
+    @classmethod
+    def _dcgm_by_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^/\s]+(/\S*)?", url):
+            raise ValueError("not the URL of an exporter; as http://localhost:9400/metrics")
+
+        return url
 
     @field_validator("background_duration", mode="before")
     @classmethod

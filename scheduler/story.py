@@ -22,6 +22,8 @@ class BenchmarkStory:
     launched_at: float | None = None
     asked_to_end: bool = False
     killed: bool = False
+    still_runs: bool = False
+    """Launched and not gone when the story ends, as other mains are to follow."""
 
 
 @dataclass(slots=True)
@@ -33,11 +35,26 @@ class RunStory:
     last_exit_at: float | None = None
 
 
-def read_story(story: Story) -> RunStory:
-    """Sort events and actions by benchmark."""
+def until_the_next(story: Story, name: str) -> Story:
+    """Where mains follow one another: the story of that one, up to the word on what follows it."""
+    gone = False
+    for number, (_at, what) in enumerate(story):
+        gone |= isinstance(what, events.Exited) and what.name == name
+        if gone and isinstance(what, events.NextMain | events.NoMoreMains):
+            return story[:number]
+
+    return story
+
+
+def read_story(story: Story, *, mains_follow: bool = False) -> RunStory:
+    """Sort events and actions by benchmark.
+
+    Args:
+        mains_follow: the story may be one of several mains', and end where the next begins.
+    """
     run = RunStory()
     for at, what in story:
-        if isinstance(what, events.StopRequested | events.DeadlinePassed):
+        if isinstance(what, events.StopRequested | events.DeadlinePassed | events.NoMoreMains):
             continue
 
         one = run.benchmarks.setdefault(what.name, BenchmarkStory())
@@ -59,5 +76,9 @@ def read_story(story: Story) -> RunStory:
             case events.Exited():
                 one.exited = what
                 run.last_exit_at = at
+
+    if mains_follow:
+        for one in run.benchmarks.values():
+            one.still_runs = one.exited is None and not one.asked_to_end
 
     return run

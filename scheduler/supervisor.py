@@ -75,10 +75,14 @@ class Supervisor:
         clock: the run's.
         stall_after_s: an issuing benchmark that completes nothing for longer is told as Stalled; a
             benchmark whose one batch takes long is given five times its longest batch.
+        more_mains: others like main will follow it, so that what it imports is worth importing beforehand.
     """
 
-    def __init__(self, tasks: Mapping[str, Task], clock: Clock, stall_after_s: float) -> None:
-        self._tasks = tasks
+    def __init__(
+        self, tasks: Mapping[str, Task], clock: Clock, stall_after_s: float, *, more_mains: bool = False
+    ) -> None:
+        self._tasks = dict(tasks)
+        self._more_mains = more_mains
         self._clock = clock
         self._stall_after_s = stall_after_s
         self._alive: dict[str, Worker] = {}
@@ -98,7 +102,9 @@ class Supervisor:
         self._former_wakeup = signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         self._former_handlers = {number: signal.signal(number, self._on_signal) for number in _heeded()}
         try:
-            start_forkserver(self._tasks.values())
+            start_forkserver(
+                [task for task in self._tasks.values() for _ in range(2 if self._is_to_follow(task) else 1)]
+            )
         except OSError as error:
             self._let_go_of_signals()
             raise DidNotStart(
@@ -131,6 +137,13 @@ class Supervisor:
 
     # ------------------------------------------------------------------ acting
 
+    def know(self, task: Task) -> None:
+        """Take a task that was not known at the start; it may be launched from now on."""
+        self._tasks[task.name] = task
+
+    def _is_to_follow(self, task: Task) -> bool:
+        return self._more_mains and task.role == "main"
+
     def perform(self, action: Action) -> None:
         """Carry out one action of the state machine; acting on a benchmark already gone does nothing."""
         match action:
@@ -143,6 +156,14 @@ class Supervisor:
             case Kill(name):
                 if name in self._alive:
                     self._kill_group(self._alive[name])
+
+    def living(self) -> dict[str, tuple[int, str]]:
+        """Benchmark → its process's pid and the id of its slice, of those that live; any thread may ask."""
+        return {name: (one.pid, one.task.slice.id) for name, one in list(self._alive.items())}
+
+    def begin(self, name: str) -> None:
+        """Tell a profile's worker, which is warm, to measure; one already gone is told nothing."""
+        self._say(name, worker.BEGIN)
 
     def _launch(self, task: Task) -> None:
         if self._interrupted:  # the others of this batch: to be stopped before they were born
@@ -184,6 +205,11 @@ class Supervisor:
             pass
 
     # ------------------------------------------------------------------ listening
+
+    def has_news(self) -> bool:
+        """Whether something has happened already that ``next_event`` would tell at once."""
+        self._listen(0)
+        return bool(self._told)
 
     def next_event(self, until: float | None) -> Event:
         """The next thing that happened, or DeadlinePassed at ``until`` (s, run's clock; None: no deadline)."""

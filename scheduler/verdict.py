@@ -5,11 +5,11 @@ started, kept completing queries through main's whole measured window, and ended
 what the run folder holds, so that a run is judged again by the same code as it was at its end.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from scheduler import lifecycle, quality
+from scheduler import activity, idleness, lifecycle, quality
 from scheduler.events import Event
 from scheduler.loadgen_log import LoadgenResult
 from scheduler.result import (
@@ -23,6 +23,7 @@ from scheduler.result import (
     QualityRecord,
     Result,
     Timing,
+    TokensResult,
     Window,
 )
 from scheduler.spec import Windows
@@ -80,9 +81,15 @@ def main_window(manifest: Manifest, story: Story) -> tuple[float, float] | None:
     return main.finished.begin, main.finished.end
 
 
-def judge(manifest: Manifest, story: Story, evidence: Mapping[str, Evidence]) -> Result:
+def judge(
+    manifest: Manifest,
+    story: Story,
+    evidence: Mapping[str, Evidence],
+    idle: Sequence[idleness.Seen] = (),
+    telemetry: activity.Seen | None = None,
+) -> Result:
     """The verdict on one run, from what its folder holds."""
-    run = read_story(story)
+    run = read_story(story, mains_follow=manifest.first_main is not None)
     window = main_window(manifest, story)
     main = run.benchmarks.get(manifest.main.name, BenchmarkStory())
     main_evidence = evidence.get(manifest.main.name, Evidence())
@@ -96,6 +103,8 @@ def judge(manifest: Manifest, story: Story, evidence: Mapping[str, Evidence]) ->
         if one.killed:
             findings.append(_killed(planned))
 
+    findings += idleness.findings(idle)
+    findings += [] if telemetry is None else activity.findings(telemetry, window)
     shortfall = _mlperf_shortfall(manifest, main_evidence)
     findings += _of_conditions(manifest, shortfall)
     breached = any(finding.severity == "breach" for finding in findings)
@@ -129,10 +138,11 @@ def _of_lifecycle(manifest: Manifest, story: Story) -> Iterable[Finding]:
     """What the state machine noted; it is run again over the recorded events."""
     replay = lifecycle.Run(
         background=[planned.name for planned in manifest.background],
-        mains=[manifest.main.name],
+        mains=[manifest.first_main or manifest.main.name],
         windows=Windows.model_validate(manifest.windows),
         on_main_end=manifest.on_main_end,
         on_breach=manifest.on_breach,
+        more_mains=manifest.first_main is not None,
     )
     replay.begin(0.0)
     try:
@@ -147,7 +157,8 @@ def _of_lifecycle(manifest: Manifest, story: Story) -> Iterable[Finding]:
         )
         return
 
-    for breach in replay.breaches:
+    other_mains = {*replay.mains} - {manifest.main.name}
+    for breach in (each for each in replay.breaches if each.name not in other_mains):
         yield Finding(
             code=breach.code,
             severity="breach",
@@ -156,7 +167,7 @@ def _of_lifecycle(manifest: Manifest, story: Story) -> Iterable[Finding]:
             recommendation=ADVICE[breach.code],
         )
 
-    if replay.phase is not lifecycle.Phase.OVER:
+    if replay.phase is not lifecycle.Phase.OVER and not replay.asks_for_the_next_main:
         yield Finding(
             code="cut-short",
             severity="breach",
@@ -204,7 +215,7 @@ def _of_main(manifest: Manifest, main: BenchmarkStory, evidence: Evidence) -> It
 
 def _loadgen_advice(planned: BenchmarkRecord, log: LoadgenResult) -> str:
     if planned.scenario == "Server":
-        met = log.met.get("result_min_duration_met", True)
+        met = log.met.get("result_min_duration_met", True) or log.num_errors  # cut: too many queries waited
         return "lower --target-qps" if met else "give a longer --main-duration"
 
     if planned.scenario == "Offline" or log.num_errors:
@@ -379,6 +390,7 @@ def _main_result(
         latency_ms=Latencies()
         if log is None or log.latency_ms is None
         else Latencies(**asdict(log.latency_ms)),
+        tokens=None if log is None or log.tokens is None else TokensResult.model_validate(asdict(log.tokens)),
         accuracy=None if terms is None or found is None else quality.judged(planned, terms, found),
         window=Window(begin_s=_at(window, 0), end_s=_at(window, 1)),
         settings={} if log is None else dict(log.settings),
@@ -447,11 +459,13 @@ def _batch_size(planned: BenchmarkRecord, one: BenchmarkStory) -> int:
     return told if isinstance(told, int) else planned.batch_size
 
 
-def _ended(one: BenchmarkStory) -> Literal["killed", "completed", "died", "not started"]:
+def _ended(one: BenchmarkStory) -> Literal["killed", "completed", "died", "running", "not started"]:
     if one.launched_at is None:
         return "not started"
     if one.finished is not None:
         return "completed"
+    if one.still_runs:
+        return "running"
 
     return "killed" if one.asked_to_end else "died"
 

@@ -13,20 +13,20 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from scheduler import orphans
+from scheduler import arrivals, orphans, steady
 from scheduler.clock import Clock
 from scheduler.events import Event, Failed, Finished, Issuing, Ready
 from scheduler.slices import CpuSlice, MigSlice, Slice
 from workloads import catalog
-from workloads.protocol import LoadgenSettings, Workload, WorkloadError, WorkloadOptions
+from workloads.protocol import Load, LoadgenSettings, Workload, WorkloadError, WorkloadOptions
 
-STOP, DRAIN = "stop", "drain"
+STOP, DRAIN, BEGIN = "stop", "drain", "begin"
 FAILED_EXIT_CODE = 70  # EX_SOFTWARE of sysexits.h: Failed has said why
 DETAIL_LIMIT = 8000  # characters of a traceback sent; a message must fit the socket's buffer
 
@@ -36,10 +36,14 @@ class Task:
     """All that a worker needs to know; travels by pickle."""
 
     name: str
-    role: Literal["main", "background"]
+    role: Literal["main", "background", "build"]
+    """``build``: it is made ready, which leaves its engine in the cache, and that is all."""
     workload: str
     code: str
     """What catalog.construct makes the workload of: ``module:class``, or an own model's."""
+    shape: str
+    """What its size is, in words."""
+    trains: bool
     imports: tuple[str, ...]
     """Modules that its own imports first, and that take long."""
     slice: Slice
@@ -52,6 +56,8 @@ class Task:
     folder: Path
     """Exists; the benchmark's own."""
     clock: Clock
+    load: Load | None = None
+    """Of a profile: these requests in place of LoadGen's. It is warm at Issuing, and measures once told to begin."""
 
 
 class WrongDevice(Exception):
@@ -72,17 +78,17 @@ def main(task: Task, launcher: Connection) -> None:
     except OSError as error:
         _fail(task, launcher, error)
 
-    draining = threading.Event()
+    told = {word: threading.Event() for word in (DRAIN, BEGIN)}
     done = threading.Event()
-    threading.Thread(target=_work, args=(task, launcher, draining, done), daemon=True, name="loadgen").start()
-    threading.Thread(target=_obey, args=(launcher, draining), daemon=True, name="control").start()
+    threading.Thread(target=_work, args=(task, launcher, told, done), daemon=True, name="loadgen").start()
+    threading.Thread(target=_obey, args=(launcher, told), daemon=True, name="control").start()
     done.wait()
     # Not through the interpreter's own exit: CUDA, torch and LoadGen each tear down there, and can abort.
     _flush()
     os._exit(0)
 
 
-def _obey(launcher: Connection, draining: threading.Event) -> None:
+def _obey(launcher: Connection, told: Mapping[str, threading.Event]) -> None:
     while True:
         try:
             word = launcher.recv()
@@ -92,11 +98,13 @@ def _obey(launcher: Connection, draining: threading.Event) -> None:
         if word == STOP:
             _flush()
             os._exit(0)
-        elif word == DRAIN:
-            draining.set()
+        else:
+            told[word].set()
 
 
-def _work(task: Task, launcher: Connection, draining: threading.Event, done: threading.Event) -> None:
+def _work(
+    task: Task, launcher: Connection, told: Mapping[str, threading.Event], done: threading.Event
+) -> None:
     def tell(event: Event) -> None:
         try:
             launcher.send(event)
@@ -109,7 +117,11 @@ def _work(task: Task, launcher: Connection, draining: threading.Event, done: thr
     try:
         workload, facts = _stand(task)
         tell(Ready(task.name, task.clock.now(), facts))
-        tell(_run(task, workload, tell, fail, draining))
+        if task.load is not None:
+            tell(_profile(task, task.load, workload, tell, told[BEGIN]))
+        elif task.role != "build":
+            tell(_run(task, workload, tell, fail, told[DRAIN]))
+
         done.set()
     except BaseException as error:  # noqa: BLE001 - whatever a workload raises (sys.exit too) is told to the launcher
         fail(error)
@@ -121,11 +133,35 @@ def _stand(task: Task) -> tuple[Workload, dict[str, Any]]:
     if "torch" in sys.modules:
         _limit_threads(task.options.threads)
 
+    if task.load is not None and task.load.memory_limit_mib is not None:
+        _limit_memory(task.load.memory_limit_mib)
+
     device = confirm_device(task.slice)
     began = time.monotonic()
-    workload.load()
+    facts = _load(task, workload)
     load_s = round(time.monotonic() - began, 3)
-    return workload, {"pid": os.getpid(), "device": device, "load_s": load_s, "notes": list(workload.notes)}
+    return workload, {"pid": os.getpid(), "device": device, "load_s": load_s, **facts}
+
+
+def _load(task: Task, workload: Workload) -> dict[str, Any]:
+    """Load it, by way of the cache of engines where something is compiled; gives what is to be told."""
+    from workloads import engine_build
+
+    options = task.options
+    if not task.imports or not engine_build.compiles(options):
+        workload.load()
+        return {"notes": list(workload.notes)}
+
+    # Of a run, the one size that its first query has; a GPU's load captures that by itself.
+    per_query = task.settings.multi_stream_samples_per_query
+    sizes = engine_build.sizes_for(task.settings.scenario, options.batch_size, per_query)
+    if task.role != "build":
+        sizes = sizes[-1:] if options.device == "cpu" else ()
+
+    asked = (workload, task.workload, task.code, task.shape, options, () if task.trains else sizes)
+    engine = engine_build.load(*asked)
+    facts = {"how": engine.how, "key": engine.key, "batch_sizes": engine.batch_sizes, "took_s": engine.took_s}
+    return {"notes": [*workload.notes, engine.note], "engine": facts}
 
 
 def _run(
@@ -161,6 +197,42 @@ def _run(
         begin=task.clock.at(began) if began else None,
         end=task.clock.at(ended) if began else None,
         facts={"notes": list(measured.notes), "batch_size": measured.effective["batch_size"]},
+    )
+
+
+def _profile(
+    task: Task,
+    load: Load,
+    workload: Workload,
+    tell: Callable[[Event], None],
+    begin: threading.Event,
+) -> Finished:
+    from workloads import load_loop
+    from workloads.progress import Progress
+
+    def on_warm(began_ns: int) -> None:
+        tell(Issuing(task.name, task.clock.now(), task.clock.at(began_ns)))
+
+    rate = load.arrival_rate_per_s
+    with Progress(task.folder) as progress:
+        profiled = load_loop.measure(
+            workload,
+            load,
+            task.options.batch_size,
+            task.folder,
+            progress,
+            settling=steady.WarmUp(),
+            arrivals=iter(()) if rate is None else arrivals.poisson(rate, load.seconds, load.seed),
+            on_warm=on_warm,
+            wait_to_begin=begin.is_set,
+        )
+
+    return Finished(
+        task.name,
+        task.clock.now(),
+        begin=task.clock.at(profiled.begin_ns),
+        end=task.clock.at(profiled.end_ns),
+        facts=asdict(profiled) | {"notes": list(workload.notes)},
     )
 
 
@@ -225,6 +297,12 @@ def _limit_threads(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
+def _limit_memory(mib: int) -> None:
+    from workloads import load_loop
+
+    load_loop.limit_memory(mib)
+
+
 def _send_output_to(folder: Path) -> None:
     """Let everything this process prints, also from C, go to its own files at the disk's speed."""
     for stream, path in ((sys.stdout, folder / "stdout.log"), (sys.stderr, folder / "stderr.log")):
@@ -272,7 +350,8 @@ def _explain(
 
     # An allocator assert about NVML on a MIG device usually hides a plain out-of-memory (pytorch#112377).
     out_of_memory = type(error).__name__ == "OutOfMemoryError" or (
-        isinstance(error, RuntimeError) and ("out of memory" in text or "NVML_SUCCESS" in text)
+        isinstance(error, RuntimeError)
+        and any(words in text for words in ("out of memory", "NVML_SUCCESS", "can't allocate memory"))
     )
     if out_of_memory or isinstance(error, MemoryError):
         return "memory", (

@@ -45,6 +45,13 @@ ANSWERS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "nvmlDeviceGetUtilizationRates": ((Device,), (pynvml.c_nvmlUtilization_t,)),
     "nvmlDeviceGetCurrentClocksEventReasons": ((Device,), (c_ulonglong,)),
     "nvmlDeviceGetCurrentClocksThrottleReasons": ((Device,), (c_ulonglong,)),
+    "nvmlDeviceGetPcieThroughput": ((Device, c_uint), (c_uint,)),
+    "nvmlDeviceGetApplicationsClock": ((Device, c_uint), (c_uint,)),
+    "nvmlGpmQueryDeviceSupport": ((Device,), (pynvml.c_nvmlGpmSupport_t,)),
+    "nvmlGpmSampleAlloc": ((), (pynvml.c_nvmlGpmSample_t,)),
+    "nvmlGpmSampleFree": ((pynvml.c_nvmlGpmSample_t,), ()),
+    "nvmlGpmSampleGet": ((Device, pynvml.c_nvmlGpmSample_t), ()),
+    "nvmlGpmMigSampleGet": ((Device, c_uint, pynvml.c_nvmlGpmSample_t), ()),
     "nvmlDeviceGetMigMode": ((Device,), (c_uint, c_uint)),
     "nvmlDeviceSetMigMode": ((Device, c_uint), (c_uint,)),
     "nvmlDeviceGetMaxMigDeviceCount": ((Device,), (c_uint,)),
@@ -159,6 +166,7 @@ class FakeLibrary:
         )
         self._add("nvmlDeviceGetCpuAffinity", self._cores, Device, c_uint, c_void_p)
         self._add("nvmlDeviceGetMemoryAffinity", self._nodes, Device, c_uint, c_void_p, c_uint)
+        self._add("nvmlGpmMetricsGet", self._metrics, POINTER(pynvml.c_nvmlGpmMetricsGet_t))
         self._add("nvmlDeviceGetFieldValues", self._fields, Device, c_int, c_void_p)
 
     def __getattr__(self, symbol: str) -> Any:
@@ -227,6 +235,9 @@ class FakeLibrary:
         asked = (pynvml.c_nvmlFieldValue_t * count).from_address(address)
         values = self._gpus.nvmlDeviceGetFieldValues(device, [one.fieldId for one in asked])
         ctypes.memmove(address, values, ctypes.sizeof(values))
+
+    def _metrics(self, pointer: Any) -> None:
+        self._gpus.nvmlGpmMetricsGet(pointer[0])
 
     def _processes(self, name: str, device: Any, count: Any, array: Any) -> None:
         found = getattr(self._gpus, name)(device)

@@ -1,6 +1,6 @@
 """A fake pynvml that refuses as the real one does: whole machines as data, no board needed.
 
-It has the functions that ``scheduler/nvml.py`` and ``scheduler/nvml_mig.py`` call, with pynvml's own signatures,
+It has the functions that ``scheduler/nvml.py`` and its neighbours ``nvml_*.py`` call, with pynvml's own signatures,
 structs, handle types and exceptions. A GPU instance occupies memory slices; what does not fit is
 INSUFFICIENT_RESOURCES. What a test may do to the machine is in fake_driver.py.
 """
@@ -11,14 +11,14 @@ from typing import Any
 import pynvml
 
 from tests.fake_driver import nvml_function
-from tests.fake_mig import FakeMig
+from tests.fake_gpm import FakeGpm
 from tests.gpu_state import GpuState, MigDevice
 
 SUBSYSTEM = 0x146310DE
 """Device and vendor that each fake board gives as its own."""
 
 
-class FakeGpus(FakeMig):
+class FakeGpus(FakeGpm):
     """Stands where the module ``pynvml`` does. Arguments and what a test may do: FakeDriver."""
 
     def nvmlInit(self) -> None:

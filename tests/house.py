@@ -21,25 +21,29 @@ TEXT = {"", ".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".csv"}
 # fmt: off
 FLOORS = (
     [
-        "errors", "slices", "geometry", "spec", "events", "result",
+        "errors", "slices", "geometry", "spec", "events", "result", "columns", "turns",
     ],
     [
         "gpu_tables", "layout", "layout_files", "placement", "reshape", "mig_changes", "selection",
-        "assignment", "launch_lines", "lifecycle", "loadgen_log", "story", "quality", "verdict",
-        "statistics", "derating", "search", "audit_rules", "submission_rules", "activity",
-        "arrivals",
+        "arithmetic", "assignment", "launch_lines", "lifecycle", "loadgen_log", "story", "quality",
+        "idleness", "activity", "verdict", "conditions", "statistics", "derating", "comparison",
+        "pairs", "predecessor", "search", "tuning", "audit_rules", "submission_layout",
+        "submission_rules", "submission_text", "arrivals", "steady", "sweep", "profile_row",
+        "migprofiler",
     ],
     [
-        "clock", "record", "host", "capabilities", "nvml_codes", "nvml", "nvml_mig", "holders",
-        "preflight", "checkpoint", "orphans", "waiting", "mig", "mps", "telemetry", "preload",
-        "preloaded", "worker", "supervisor",
+        "clock", "record", "host", "capabilities", "nvml_codes", "nvml", "nvml_mig", "nvml_counters",
+        "nvml_gpm", "holders", "preflight", "checkpoint", "orphans", "waiting", "mig", "mps", "proc",
+        "dcgm", "telemetry_gpus", "telemetry", "metrics", "preload", "preloaded", "worker",
+        "supervisor",
     ],
     [
-        "inspection", "run", "series", "mig_plan", "mig_status", "mig_mode", "mig_run", "published",
-        "derate", "matrix", "tune", "audit", "submission", "profile", "report",
+        "inspection", "judging", "run", "build", "series", "mig_plan", "mig_status", "mig_mode", "mig_run",
+        "compare", "published", "derate", "matrix", "tune", "audit", "submission", "profile", "report",
     ],
     [
-        "cli_options", "cli_mig", "cli",
+        "cli_options", "cli_mig", "cli_derate", "cli_compare", "cli_audit", "cli_export", "cli_build",
+        "cli_profile", "cli_matrix", "cli_predecessor", "cli_tune", "cli_report", "cli",
     ],
 )
 # fmt: on
@@ -48,7 +52,8 @@ FLOORS = (
 PLACE = {name: (floor, left) for floor, names in enumerate(FLOORS) for left, name in enumerate(names)}
 
 ONE_DOOR = {
-    "pynvml": ("scheduler/nvml.py", "scheduler/nvml_mig.py"),
+    "pynvml": tuple(f"scheduler/{name}.py" for name in ("nvml", "nvml_mig", "nvml_counters", "nvml_gpm")),
+    "prometheus_client": ("scheduler/dcgm.py", "scheduler/metrics.py"),
     "mlperf_loadgen": "workloads/loadgen.py",
     "click": "scheduler/cli",
     "pandas": "scheduler/report/",
@@ -57,10 +62,11 @@ KILLERS = ("scheduler/supervisor.py", "scheduler/orphans.py")
 TIME_READERS = ("scheduler/clock.py", "scheduler/worker.py")
 BROAD_EXCEPT_ONCE = ("scheduler/worker.py", "scheduler/cli.py", "workloads/loadgen.py")
 """Around a workload, around main, and where LoadGen calls back: it does not survive an exception there."""
-WORKLOAD_WORDS = ("protocol", "catalog", "progress")
+WORKLOAD_WORDS = ("protocol", "catalog", "progress", "engine_cache", "queries")
 WORKLOAD_WORDS_WITHIN_FUNCTIONS = {
+    "scheduler/audit.py": ("accuracy_log",),
     "scheduler/inspection.py": ("data_sets",),
-    "scheduler/worker.py": ("loadgen", "quality"),
+    "scheduler/worker.py": ("load_loop", "loadgen", "quality", "engine_build"),
 }
 TORCH_FAMILY = ("torch", "torchvision", "transformers", "safetensors", "mlperf_loadgen")
 SLOW_TO_IMPORT = (*TORCH_FAMILY, "pandas", "matplotlib", "pynvml")

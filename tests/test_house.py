@@ -156,7 +156,9 @@ def test_the_page_of_faults_has_all_twenty_and_names_tests_that_exist() -> None:
 
 
 def test_the_page_of_the_run_folder_names_every_finding() -> None:
-    judges = [house.ROOT / "scheduler" / name for name in ("verdict.py", "quality.py")]
+    judges = [
+        house.ROOT / "scheduler" / name for name in ("verdict.py", "quality.py", "idleness.py", "activity.py")
+    ]
     verdict = "".join(path.read_text(encoding="utf-8") for path in judges)
     codes = {*get_args(BreachCode), *re.findall(r'code="([a-z-]+)"', verdict)}
     page = (house.ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")

@@ -43,9 +43,28 @@ class AccuracyLog(Mapping[int, bytes]):
 
         self.sha256 = digest.hexdigest()
 
+    def every(self) -> Iterator[tuple[int, bytes]]:
+        """Sample index and answer of every entry in the log's order, those of samples answered again too."""
+        at = 0
+        with self.path.open("rb") as lines:
+            for line in lines:
+                entry = self._entry(line, at)
+                at += len(line)
+                if entry is not None:
+                    index, begin, end = entry
+                    yield index, bytes.fromhex(line[begin:end].decode("ascii"))
+
     def _note(self, line: bytes, at: int) -> None:
+        entry = self._entry(line, at)
+        if entry is not None:
+            index, begin, end = entry
+            self.entries += 1
+            self._places.setdefault(index, (at + begin, end - begin))
+
+    def _entry(self, line: bytes, at: int) -> tuple[int, int, int] | None:
+        """Sample index, and where in the line its answer begins and ends; None: the line is no entry."""
         if line.strip() in (b"[", b"]", b""):
-            return
+            return None
 
         entry = _ENTRY.match(line)
         end = -1 if entry is None else line.find(b'"', entry.end())
@@ -54,8 +73,7 @@ class AccuracyLog(Mapping[int, bytes]):
                 f"the answers of an accuracy run, {self.path}: an entry that is cut off or not LoadGen's, at byte {at}"
             )
 
-        self.entries += 1
-        self._places.setdefault(int(entry[1]), (at + entry.end(), end - entry.end()))
+        return int(entry[1]), entry.end(), end
 
     def __getitem__(self, index: int) -> bytes:
         begin, length = self._places[index]

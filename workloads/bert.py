@@ -18,8 +18,9 @@ from workloads.engine import AtHand, OnItsWay, chosen
 from workloads.fidelity import span_f1
 from workloads.labelled import Labelled
 from workloads.pipeline import Pending
-from workloads.precision import compute_dtype, to_device
+from workloads.precision import compute_dtype, is_exact, to_device
 from workloads.protocol import Size, WorkloadOptions
+from workloads.quantised import form_of, quantise, told
 from workloads.weights import check_config, load_weights, seeded
 
 SEQUENCE: dict[Size, int] = {"full": 384, "small": 128}
@@ -122,10 +123,14 @@ class Bert:
             f"weights: {options.weights}" if options.weights else f"weights: random, seed {options.seed}",
             f"{inputs}; each batch starts in host memory",
         ]
+        form = form_of(options)
         if self._packs:
             self._packed = PackedBert(self._network, self._sequence, options, self.notes)
             self.notes.append(f"logits past a sample's end are {MASKED_LOGIT:.0f}")
             return
+
+        if form is not None:
+            self.notes.append(told(quantise(self._network.bert.encoder, form), form))
 
         chosen(options)  # on a CPU, says why there are no graphs
         self.notes.append("engine: eager; bert has others on a GPU, in fp16 and bf16")
@@ -200,7 +205,7 @@ class Bert:
     def reference(self, indices: Sequence[int]) -> npt.NDArray[np.float32]:
         """The same, one sample at a time in fp32."""
         if self._reference is None:
-            self._reference = self._network if self._dtype is torch.float32 else self._build(torch.float32)
+            self._reference = self._network if is_exact(self._options) else self._build(torch.float32)
 
         return np.concatenate([self._answer(self._reference, [index]) for index in indices])
 

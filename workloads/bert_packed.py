@@ -7,6 +7,7 @@ attention is torch's own FlashAttention for sequences of differing lengths.
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from subprocess import CalledProcessError
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from transformers import BertForQuestionAnswering
 
 from workloads.engine import Graphs, HostCopies, OnItsWay, chosen
 from workloads.protocol import WorkloadError, WorkloadOptions
+from workloads.quantised import Form, ScaledLinear, form_of, told
 
 LADDER = (256, 512, 768, 1024, 1536, 2048, 3072, 4096)
 """Tokens of a batch that have a CUDA graph each. Of more tokens than the last the GPU is busy for longer than the
@@ -26,6 +28,7 @@ host needs to launch (BERT-large on an H200: 11 000 tokens run as fast eagerly a
 are, with no token too many."""
 ALIGNED = 64
 """Beyond the ladder, tokens are a multiple of it: what matrix products like."""
+PRODUCTS_A_LAYER = 4
 DEPTH = 2
 """Batches in flight."""
 AddNorm = Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor]
@@ -46,14 +49,18 @@ class Packed:
         return int(self.words.shape[1])
 
 
-class Layer(NamedTuple):
-    """The weights of one encoder layer; query, key and value in one matrix."""
+Product = Callable[[Tensor], Tensor]
+"""``x @ weight.T + bias``, of weights that it holds."""
 
-    qkv: tuple[Tensor, Tensor]
-    attended: tuple[Tensor, Tensor]
+
+class Layer(NamedTuple):
+    """One encoder layer; query, key and value in one product, GELU in ``up``."""
+
+    qkv: Product
+    attended: Product
     attended_norm: tuple[Tensor, Tensor]
-    up: tuple[Tensor, Tensor]
-    down: tuple[Tensor, Tensor]
+    up: Product
+    down: Product
     norm: tuple[Tensor, Tensor]
 
 
@@ -62,9 +69,12 @@ class PackedNetwork:
 
     On a GPU the activation is cuBLASLt's own epilogue, GELU by tanh: it differs from BERT's, by erf, by 5e-4 at
     most, less than bf16 tells apart.
+
+    Args:
+        form: of the encoder's products; None: that of the network.
     """
 
-    def __init__(self, network: BertForQuestionAnswering, longest: int) -> None:
+    def __init__(self, network: BertForQuestionAnswering, longest: int, form: Form | None = None) -> None:
         bert: Any = network.bert
         self.heads, self.width = network.config.num_attention_heads, network.config.hidden_size
         self._longest = longest
@@ -74,7 +84,7 @@ class PackedNetwork:
         self._segments = embeddings.token_type_embeddings.weight.detach()
         self._positions = embeddings.position_embeddings.weight.detach()
         self._first_norm = _of(embeddings.LayerNorm)
-        self._layers = [_layer(each) for each in bert.encoder.layer]
+        self._layers = [_layer(each, form) for each in bert.encoder.layer]
         self._last = _of(network.qa_outputs)
         self.add_norm: AddNorm = _add_norm
 
@@ -83,11 +93,9 @@ class PackedNetwork:
         x = functional.embedding(words[0], self._words) + functional.embedding(words[1], self._segments)
         x = self.add_norm(x, functional.embedding(words[2], self._positions), *self._first_norm, self._eps)
         for layer in self._layers:
-            attended = self._attend(functional.linear(x, *layer.qkv), bounds)
-            x = self.add_norm(
-                functional.linear(attended, *layer.attended), x, *layer.attended_norm, self._eps
-            )
-            x = self.add_norm(functional.linear(_up(x, *layer.up), *layer.down), x, *layer.norm, self._eps)
+            attended = self._attend(layer.qkv(x), bounds)
+            x = self.add_norm(layer.attended(attended), x, *layer.attended_norm, self._eps)
+            x = self.add_norm(layer.down(layer.up(x)), x, *layer.norm, self._eps)
 
         return functional.linear(x, *self._last).float()
 
@@ -119,7 +127,11 @@ class PackedBert:
     def __init__(
         self, network: BertForQuestionAnswering, longest: int, options: WorkloadOptions, notes: list[str]
     ) -> None:
-        self._network = PackedNetwork(network, longest)
+        form = form_of(options)
+        self._network = PackedNetwork(network, longest, form)
+        if form is not None:
+            notes.append(told(len(network.bert.encoder.layer) * PRODUCTS_A_LAYER, form))
+
         self._longest = longest
         self._engine = chosen(options)
         self._copies = HostCopies(DEPTH)
@@ -241,6 +253,22 @@ def _up(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return functional.gelu(functional.linear(x, weight, bias))
 
 
+def _quantised_up(weight: Tensor, bias: Tensor, form: Form) -> Product:
+    product = ScaledLinear(weight, bias, form)
+
+    def up(x: Tensor) -> Tensor:
+        return functional.gelu(product(x), approximate="tanh" if x.is_cuda else "none")
+
+    return up
+
+
+def _product(weights: tuple[Tensor, Tensor], form: Form | None) -> Product:
+    if form is not None:
+        return ScaledLinear(*weights, form)
+
+    return partial(functional.linear, weight=weights[0], bias=weights[1])
+
+
 def _of(module: Any) -> tuple[Tensor, Tensor]:
     return module.weight.detach(), module.bias.detach()
 
@@ -250,13 +278,14 @@ def _together(modules: Sequence[Any]) -> tuple[Tensor, Tensor]:
     return torch.cat(weights), torch.cat(biases)
 
 
-def _layer(layer: Any) -> Layer:
+def _layer(layer: Any, form: Form | None) -> Layer:
     attention = layer.attention.self
+    weight, bias = _of(layer.intermediate.dense)
     return Layer(
-        qkv=_together([attention.query, attention.key, attention.value]),
-        attended=_of(layer.attention.output.dense),
+        qkv=_product(_together([attention.query, attention.key, attention.value]), form),
+        attended=_product(_of(layer.attention.output.dense), form),
         attended_norm=_of(layer.attention.output.LayerNorm),
-        up=_of(layer.intermediate.dense),
-        down=_of(layer.output.dense),
+        up=partial(_up, weight=weight, bias=bias) if form is None else _quantised_up(weight, bias, form),
+        down=_product(_of(layer.output.dense), form),
         norm=_of(layer.output.LayerNorm),
     )

@@ -192,6 +192,16 @@ class Stopwatch:
 
         return BatchTime.of(samples, times)
 
+    def reach(self, known: Sequence[BatchTime]) -> None:
+        """Predict batches of each known size, those of the largest until they are as quick as they were."""
+        for one in known[:-1]:
+            self.warm_up(one.batch_size, 0.0)
+
+        whole = known[-1]
+        for _ in range(round(MOST_WINDOWS * MEASURE_S / PER_BATCH_SIZE_S)):
+            if self.measure(whole.batch_size, PER_BATCH_SIZE_S).mean_ns <= STEADY * whole.mean_ns:
+                break
+
     def settle(self, samples: int, former: Sequence[int]) -> BatchTime:
         """Measure until it gets hardly faster; the fastest window.
 
@@ -264,6 +274,11 @@ def _here(job: Callable[[], Timed]) -> Timed:
 
 def _timed(watch: Stopwatch, settings: LoadgenSettings, at_once: int) -> Timed:
     warm_up = watch.warm_up(at_once, WARM_UP_S)
+    if settings.batch_times_ns:
+        known = tuple(BatchTime(*one) for one in settings.batch_times_ns)
+        watch.reach(known)
+        return warm_up, known
+
     whole = watch.settle(at_once, warm_up[1:])
     watch.finish()
     if settings.scenario is not Scenario.SERVER:
@@ -308,10 +323,11 @@ def _samples_at_once(settings: LoadgenSettings, batch_size: int) -> int:
 
 
 def _limit_ns(settings: LoadgenSettings) -> int:
-    if settings.server_target_latency_ns is None:
+    limit_ns = settings.first_limit_ns
+    if limit_ns is None:
         raise ValueError("a Server test needs server_target_latency_ns")
 
-    return settings.server_target_latency_ns
+    return limit_ns
 
 
 def _expected_qps(measured: BatchTime, trials: Sequence[Trial], scenario: Scenario) -> float:
@@ -377,7 +393,8 @@ def _prove(best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial) -> t
 
 def _trial(best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial, qps: float) -> Trial:
     limit_ns = _limit_ns(settings)
-    percentile = f"result_{100 * (settings.target_latency_percentile or 0.99):.2f}_percentile_latency_ns"
+    share = f"{100 * (settings.target_latency_percentile or 0.99):.2f}_percentile"
+    percentile = f"result_{'first_token_' if settings.use_token_latencies else ''}{share}_latency_ns"
     wanted_ms = max(LIMITS_PER_TRIAL * limit_ns / 1e6, QUERIES_PER_TRIAL / qps * 1e3, TRIAL_MS)
     duration_ms = round(min(wanted_ms, LONGEST_TRIAL_MS))
     outstanding = max(HOPELESS_QUERIES, round(HOPELESS_LIMITS * qps * limit_ns / 1e9))
@@ -385,9 +402,12 @@ def _trial(best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial, qps:
     queries, seen_qps, log = run_trial(asked, best.batch_size, outstanding)
     latency_ns, errors = int(log[percentile]), int(log["num_errors"])
     room = ROOM if queries >= FEW_QUERIES else 1.0  # of few, the percentile is the slowest of all
-    return Trial(
-        qps, seen_qps, queries, latency_ns, errors, held=latency_ns <= room * limit_ns and not errors
-    )
+    held = latency_ns <= room * limit_ns and not errors
+    if settings.use_token_latencies and settings.server_tpot_latency_ns is not None:
+        per_token_ns = int(log[f"result_time_per_output_token_{share}_ns"])
+        held = held and per_token_ns <= room * settings.server_tpot_latency_ns
+
+    return Trial(qps, seen_qps, queries, latency_ns, errors, held=held)
 
 
 def proven(trials: Sequence[Trial]) -> Trial:

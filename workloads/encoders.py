@@ -27,8 +27,9 @@ from transformers import (
 
 from workloads.engine import AtHand, Eager, Graphs, HostCopies, compiled, engine_for
 from workloads.pipeline import Pending
-from workloads.precision import compute_dtype
+from workloads.precision import compute_dtype, is_exact
 from workloads.protocol import Size, WorkloadOptions
+from workloads.quantised import form_of, quantise, told
 from workloads.samples import SampleStore
 from workloads.weights import check_config, load_weights, seeded
 
@@ -156,7 +157,8 @@ class TextEncoder:
             WorkloadError: weights of another shape or kind, naming file and key.
         """
         options, encoder = self._options, self._encoder
-        length, vocabulary = SEQUENCE[options.size], encoder.shape[options.size]["vocab_size"]
+        length = options.sequence_length or SEQUENCE[options.size]
+        vocabulary = encoder.shape[options.size]["vocab_size"]
         rng = np.random.default_rng(options.seed)
         tokens = torch.from_numpy(rng.integers(FIRST_WORD, vocabulary, (SAMPLES, length), np.int64))
         self._samples = SampleStore(
@@ -166,8 +168,9 @@ class TextEncoder:
             device=torch.device(options.device),
             batch_size=options.batch_size,
         )
-        plain = self._placed(self._dtype)
-        self._exact = plain if self._dtype is torch.float32 else None
+        plain, form = self._placed(self._dtype), form_of(options)
+        self._exact = plain if is_exact(options) else None
+        quantised = "" if form is None else told(quantise(plain, form), form)
         self._network = compiled(plain, options)
         answers = "sentence embeddings" if encoder.embeds else "logits of a classification"
         self.notes = [
@@ -177,6 +180,7 @@ class TextEncoder:
             f"{self._name} {options.size} has the shape of {encoder.sources}"
             f"{'' if options.size == 'full' else ' made small'}; answers: {answers}",
         ]
+        self.notes += [quantised] if quantised else []
         self.engine = engine_for(self._forward, options, self.notes)
 
     def load_samples(self, indices: Sequence[int]) -> None:

@@ -69,6 +69,25 @@ class Eager:
         return self._function(count)
 
 
+class Compiled(Eager):
+    """Calls a compiled function with few batch sizes: each is compiled anew, an odd last batch of a test too."""
+
+    name: EngineName = "compile"
+
+    def __init__(self, function: Function, batch_size: int) -> None:
+        super().__init__(function)
+        self._batch_size = batch_size
+        self._compiled: set[int] = set()
+        self._seen: set[int] = set()
+
+    def run(self, count: int) -> Any:
+        """The outputs of the first ``count`` rows."""
+        bucket = bucket_of(count, self._batch_size, self._compiled, self._seen)
+        self._seen.add(count)
+        self._compiled.add(bucket)
+        return _rows(self._function(bucket), count)
+
+
 class Graphs:
     """The function captured once for each bucket, all in one pool of memory.
 
@@ -139,9 +158,13 @@ def engine_for(function: Function, options: WorkloadOptions, notes: list[str]) -
         WorkloadError: graphs were asked for, and the function cannot be captured.
     """
     wanted = chosen(options)
-    if wanted == "eager" or options.device == "cpu":
-        notes.append(f"engine: {wanted}")
+    if wanted == "eager":
+        notes.append("engine: eager")
         return Eager(function)
+
+    if options.device == "cpu":
+        notes.append(f"engine: compile: batches of powers of two, up to {options.batch_size}")
+        return Compiled(function, options.batch_size)
 
     graphs = Graphs(function, options.batch_size)
     try:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from workloads.protocol import Scenario, Size
+from workloads.protocol import Precision, Scenario, Size
 
 OFFLINE, SERVER, SINGLE, MULTI = (
     Scenario.OFFLINE,
@@ -11,6 +11,10 @@ OFFLINE, SERVER, SINGLE, MULTI = (
     Scenario.MULTI_STREAM,
 )
 ALL_SCENARIOS = (OFFLINE, SERVER, SINGLE, MULTI)
+
+FLOATS: tuple[Precision, ...] = ("fp32", "tf32", "bf16", "fp16")
+OF_LINEAR_LAYERS: tuple[Precision, ...] = (*FLOATS, "fp8", "int8")
+"""Of networks that are mostly linear layers, which are what is quantised."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +42,12 @@ class Entry:
     is not known."""
     batch_size: dict[tuple[str, Size], int]
     """Default by (device kind, size)."""
+    precisions: tuple[Precision, ...] = FLOATS
+    """What it may be asked to compute in; a device may have fewer of them."""
     trains: bool = False
     """Its answers are the losses of training steps, which no accuracy run can judge."""
+    longest_sequence: int | None = None
+    """Tokens a sample may have at most, where its length can be chosen; None where it cannot."""
     server_target_latency_ms: int | None = None
     """Of an own model that says so; the others' is the round's."""
 
@@ -95,6 +103,7 @@ ENTRIES = (
         aliases=("bert-99", "bert-99.9", "bert-large"),
         scenarios=(OFFLINE, SERVER, SINGLE),
         code="workloads.bert:Bert",
+        precisions=OF_LINEAR_LAYERS,
         reads_data="a folder with SQuAD v1.1 (dev-v1.1.json) and vocab.txt",
         imports=("torch", "transformers.models.bert.modeling_bert"),
         task="question answering, SQuAD v1.1",
@@ -213,6 +222,8 @@ ENTRIES = (
         name="bert-base",
         scenarios=ALL_SCENARIOS,
         code="workloads.encoders:TextEncoder",
+        precisions=OF_LINEAR_LAYERS,
+        longest_sequence=512,
         imports=(
             "torch",
             "transformers.models.bert.modeling_bert",
@@ -231,6 +242,8 @@ ENTRIES = (
         aliases=("distil",),
         scenarios=ALL_SCENARIOS,
         code="workloads.encoders:TextEncoder",
+        precisions=OF_LINEAR_LAYERS,
+        longest_sequence=512,
         imports=(
             "torch",
             "transformers.models.bert.modeling_bert",
@@ -250,6 +263,8 @@ ENTRIES = (
         aliases=("minilm-l12",),
         scenarios=ALL_SCENARIOS,
         code="workloads.encoders:TextEncoder",
+        precisions=OF_LINEAR_LAYERS,
+        longest_sequence=512,
         imports=(
             "torch",
             "transformers.models.bert.modeling_bert",
@@ -268,6 +283,8 @@ ENTRIES = (
         aliases=("mpnet-base",),
         scenarios=ALL_SCENARIOS,
         code="workloads.encoders:TextEncoder",
+        precisions=OF_LINEAR_LAYERS,
+        longest_sequence=512,
         imports=(
             "torch",
             "transformers.models.bert.modeling_bert",
@@ -291,6 +308,7 @@ ENTRIES = (
         ),
         scenarios=(OFFLINE, SERVER, SINGLE),
         code="workloads.llama:Llama",
+        precisions=OF_LINEAR_LAYERS,
         imports=(
             "torch",
             "transformers.models.llama.modeling_llama",
@@ -400,6 +418,7 @@ ENTRIES = (
         name="matmul",
         scenarios=ALL_SCENARIOS,
         code="workloads.matmul:Matmul",
+        precisions=("fp32", "bf16", "fp16"),
         imports=("torch",),
         task="fixed FLOPs: one square matrix product a sample",
         sizes={"full": "4096³", "small": "512³"},

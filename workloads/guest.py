@@ -20,7 +20,7 @@ from workloads.protocol import Workload, WorkloadError, WorkloadOptions
 if TYPE_CHECKING:
     from workloads.protocol import Outputs
 
-OPTIONAL = ("labelled", "fidelity", "begin", "depth")
+OPTIONAL = ("labelled", "fidelity", "begin", "depth", "lengths")
 
 
 class Guest:

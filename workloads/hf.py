@@ -78,9 +78,6 @@ class HfModel:
             WorkloadError: transformers knows no such model, or the weights do not fit it; names folder and keys.
         """
         config, options = self._config, self._options
-        if options.device == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32; the default rounds to 10 bits
-
         plain, weights = self._build(self._dtype)
         self._exact = plain if self._dtype is torch.float32 else None
         self._network = compiled(plain, options)

@@ -1,8 +1,8 @@
 """Text generation: transformers' LlamaForCausalLM in the shape of Llama-3.2-1B, prefill and greedy decoding.
 
-A batch's prompts go through the network at once (prefill), then one token of each at a time (decode), with keys and
-values in a StaticCache: fixed shapes, and no memory asked for while decoding. Prompts of a batch are padded on the
-right: causal attention never looks there from within a prompt, and in decoding a mask hides it.
+A batch's prompts go through the network at once (prefill), then one token of each at a time (llama_decoding.py), with
+keys and values in a StaticCache: fixed shapes, and no memory asked for while decoding. Prompts of a batch are padded
+on the right: causal attention never looks there from within a prompt, and in decoding a mask hides it.
 """
 
 import math
@@ -14,13 +14,17 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from workloads.answers import of_size
+from workloads.engine import chosen
 from workloads.fidelity import Fidelity, Pair
-from workloads.precision import compute_dtype, to_device
+from workloads.llama_decoding import Decoding
+from workloads.pipeline import FirstTokens
+from workloads.precision import compute_dtype, is_exact, to_device
 from workloads.protocol import Size, WorkloadOptions
+from workloads.quantised import form_of, quantise, told
 from workloads.weights import check_config, load_weights
 
 SHAPE: dict[Size, dict[str, int]] = {
@@ -172,7 +176,7 @@ class Llama:
     def __init__(self, name: str, options: WorkloadOptions) -> None:  # noqa: ARG002  the catalogue's
         self._dtype = compute_dtype(options)
         self._options = options
-        self._new = NEW_TOKENS[options.size]
+        self.new_tokens = self._new = NEW_TOKENS[options.size]
         self._longest = LONGEST_PROMPT[options.size]
         self.total_sample_count = SAMPLES
         self.notes: list[str] = []
@@ -185,8 +189,10 @@ class Llama:
         """
         options = self._options
         self.network = self._build(self._dtype)
-        self._exact: LlamaForCausalLM | None = None
-        self._cache: tuple[int, StaticCache] | None = None
+        self._exact: LlamaForCausalLM | None = self.network if is_exact(options) else None
+        form = form_of(options)
+        quantised = "" if form is None else told(quantise(self.network.model, form), form)
+        self._decodings: dict[int, Decoding] = {}
         rng = np.random.default_rng(options.seed)
         self._lengths = prompt_tokens(rng, self._longest)
         self._starts = np.concatenate(([0], np.cumsum(self._lengths)))
@@ -198,10 +204,15 @@ class Llama:
             f"inputs: synthetic, seed {options.seed}: {SAMPLES} prompts of {self._lengths.min()} to "
             f"{self._lengths.max()} tokens, mean {self._lengths.mean():.0f}; each batch starts in host memory, padded "
             f"to its longest, rounded up to {PAD_MULTIPLE}",
-            f"each sample generates {self._new} tokens, greedily: tokens/s = {self._new} × samples/s. Times to the "
-            "first and between further tokens are not measured",
-            "engine: eager, whatever --engine says: steps are neither captured nor compiled",
+            f"each sample generates {self._new} tokens, greedily: tokens/s = {self._new} × samples/s. A batch's first "
+            "tokens are told together, after its prefill, its texts when the longest is complete",
         ]
+        self.notes += [quantised] if quantised else []
+        if options.device == "cpu" or chosen(options) == "eager":
+            self.notes.append("engine: eager; on a GPU a step of decoding can be a CUDA graph")
+            return
+
+        self._decodings[options.batch_size] = self._new_decoding(options.batch_size, self.notes)
 
     def load_samples(self, indices: Sequence[int]) -> None:
         """Nothing to do: every sample is in memory from ``load`` on."""
@@ -215,19 +226,45 @@ class Llama:
 
     def predict(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """Int64 [batch, 128 (8 for small)]."""
-        if self._cache is None or self._cache[0] != len(indices):
-            self._cache = None  # its memory is free before the next one's is taken
-            self._cache = (len(indices), self._new_cache(self.network))
+        return self.generate(indices, None)
 
-        return self._generate(self.network, self._cache[1], indices)
+    def generate(self, indices: Sequence[int], first_tokens: FirstTokens | None) -> npt.NDArray[np.int64]:
+        """The same, the first token of each told as soon as the host has it (pipeline.py)."""
+        rows = [*indices, *([indices[0]] * (self._rows(len(indices)) - len(indices)))]
+        return self._generate(self._decoding_of(len(rows)), rows, len(indices), first_tokens)
 
     def reference(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """The same, one sample at a time in fp32."""
         if self._exact is None:
-            self._exact = self.network if self._dtype is torch.float32 else self._build(torch.float32)
+            self._exact = self._build(torch.float32)
 
-        cache = self._new_cache(self._exact)
-        return np.concatenate([self._generate(self._exact, cache, [index]) for index in indices])
+        decoding = Decoding(self._exact, 1, self._longest + self._new)
+        return np.concatenate([self._generate(decoding, [index], 1, None) for index in indices])
+
+    def _rows(self, count: int) -> int:
+        """Computed for ``count`` samples: on a GPU a power of two, or a whole batch, each with a graph."""
+        if self._options.device == "cpu":
+            return count
+
+        return min(1 << (count - 1).bit_length(), self._options.batch_size)
+
+    def _decoding_of(self, rows: int) -> Decoding:
+        if rows not in self._decodings:
+            if self._options.device == "cpu":
+                self._decodings.clear()  # of one size alone: its memory is free before the next one's is taken
+
+            self._decodings[rows] = self._new_decoding(rows, [])
+
+        return self._decodings[rows]
+
+    @torch.inference_mode()
+    def _new_decoding(self, rows: int, notes: list[str]) -> Decoding:
+        decoding = Decoding(self.network, rows, self._longest + self._new)
+        if self._options.device == "cuda" and chosen(self._options) != "eager":
+            decoding.begin(*self._prompts([0] * rows))
+            decoding.capture(self._options, notes)
+
+        return decoding
 
     def _build(self, dtype: torch.dtype) -> LlamaForCausalLM:
         options = self._options
@@ -246,47 +283,23 @@ class Llama:
 
         return network.requires_grad_(False)
 
-    def _new_cache(self, network: LlamaForCausalLM) -> StaticCache:
-        """Room for the longest prompt and what follows; its batch size is that of its first use."""
-        return StaticCache(network.config, max_cache_len=self._longest + self._new)
-
     @torch.inference_mode()
     def _generate(
-        self, network: LlamaForCausalLM, cache: StaticCache, indices: Sequence[int]
+        self, decoding: Decoding, rows: Sequence[int], count: int, first_tokens: FirstTokens | None
     ) -> npt.NDArray[np.int64]:
-        cache.reset()
-        lengths = to_device(torch.from_numpy(self._lengths[list(indices)]), self._options)
-        prompts = to_device(self._padded(indices), self._options)
-        width = prompts.shape[1]
-        columns = torch.arange(self._longest + self._new, device=prompts.device)
-        hidden = network.model(
-            input_ids=prompts, position_ids=columns[None, :width], past_key_values=cache, use_cache=True
-        ).last_hidden_state
-        last = hidden[torch.arange(len(indices), device=prompts.device), lengths - 1]
-        token = network.lm_head(last).argmax(dim=-1, keepdim=True)
-        answers = [token]
-        visible = (columns < lengths[:, None])[:, None, None, :]
-        for step in range(self._new - 1):
-            visible[..., width + step] = True  # where the cache puts this token, of every row
-            token = self._next(network, cache, token, lengths + step, visible)
-            answers.append(token)
+        """The texts of the first ``count`` rows."""
+        answers = [decoding.begin(*self._prompts(rows)).clone()]
+        if first_tokens is not None:
+            first_tokens(answers[0][:count].cpu().numpy())
 
-        generated: npt.NDArray[np.int64] = torch.cat(answers, dim=1).cpu().numpy()
+        answers += [decoding.next().clone() for _ in range(self._new - 1)]
+        generated: npt.NDArray[np.int64] = torch.cat(answers, dim=1)[:count].cpu().numpy()
         return generated
 
-    def _next(
-        self, network: LlamaForCausalLM, cache: StaticCache, token: Tensor, position: Tensor, visible: Tensor
-    ) -> Tensor:
-        """The token after ``token``; both ``[B, 1]``. One decoding step: shapes are the same in each."""
-        hidden = network.model(
-            input_ids=token,
-            position_ids=position[:, None],
-            attention_mask=visible,
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state
-        following: Tensor = network.lm_head(hidden[:, -1]).argmax(dim=-1, keepdim=True)
-        return following
+    def _prompts(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Padded prompts and their lengths, on the device."""
+        lengths = torch.from_numpy(self._lengths[list(indices)])
+        return to_device(self._padded(indices), self._options), to_device(lengths, self._options)
 
     def _padded(self, indices: Sequence[int]) -> Tensor:
         """Token ids ``[batch, longest rounded up]``, zeros behind each prompt."""

@@ -21,7 +21,8 @@ import mlperf_loadgen as lg
 import psutil
 
 from workloads.calibration import OFFLINE_MARGIN, Calibration, Timed, calibrate, worth_filling
-from workloads.pipeline import begin_of, depth_of, lengths_of
+from workloads.loadgen_settings import REPORTED, test_settings
+from workloads.pipeline import begin_of, depth_of, generating, lengths_of
 from workloads.progress import Progress
 from workloads.protocol import LoadgenSettings, Scenario, Workload
 from workloads.sizing import bounded, fit, was_through_early
@@ -51,29 +52,6 @@ services of a + b·n (four shapes, simulated) the rate held under the limit was 
 1 % or nothing at 0.01 (by 4 % where batching gains nothing), and by up to 40 % at 0.2."""
 MOST_TESTS = 3
 """Of main, where a test was through early."""
-REPORTED = (
-    "min_duration_ms",
-    "max_duration_ms",
-    "min_query_count",
-    "max_query_count",
-    "single_stream_expected_latency_ns",
-    "single_stream_target_latency_percentile",
-    "multi_stream_expected_latency_ns",
-    "multi_stream_target_latency_percentile",
-    "multi_stream_samples_per_query",
-    "server_target_qps",
-    "server_target_latency_ns",
-    "server_target_latency_percentile",
-    "server_coalesce_queries",
-    "server_max_async_queries",
-    "offline_expected_qps",
-    "sample_concatenate_permutation",
-    "performance_sample_count_override",
-    "accuracy_sample_count_override",
-    "qsl_rng_seed",
-    "sample_index_rng_seed",
-    "schedule_rng_seed",
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +125,7 @@ def measure(
             (folder / "calibration").mkdir(exist_ok=True)
             (folder / "loadgen").rename(folder / "calibration" / f"early-{tests}")
 
+    sut.queries.write(folder)
     return Measured(
         begin_ns=batches.begin_ns,
         end_ns=batches.end_ns,
@@ -241,14 +220,17 @@ class Bench:
         self, workload: Workload, settings: LoadgenSettings, batch_size: int, folder: Path, on_error: OnError
     ) -> None:
         sys.setswitchinterval(SWITCH_INTERVAL_S)
-        self.wait_ns = round(SERVER_WAIT_SHARE * (settings.server_target_latency_ns or 0))
+        self.wait_ns = round(SERVER_WAIT_SHARE * (settings.first_limit_ns or 0))
         self._workload = workload
         self._settings = settings
         self._batch_size = batch_size
         self._folder = folder
         self._on_error = on_error
         self._library = Library(workload)
-        self._responses = Responses(batch_size)
+        self._generating = generating(workload) if settings.use_token_latencies else None
+        self._responses = Responses(
+            batch_size, 0 if self._generating is None else self._generating.new_tokens
+        )
         self._trials = 0
         self._filled: frozenset[int] = frozenset()
         self._is_server = settings.scenario is Scenario.SERVER
@@ -299,6 +281,8 @@ class Bench:
             begin=begin_of(self._workload),
             depth=depth_of(self._workload),
             lengths=lengths_of(self._workload),
+            generate=None if self._generating is None else self._generating.generate,
+            complete_first=self._responses.complete_first,
         )
 
     def sut(self, batches: Batches) -> Sut:
@@ -347,7 +331,7 @@ class Bench:
         folder.mkdir(parents=True, exist_ok=True)  # without it LoadGen does nothing, and says nothing
         total = self._workload.total_sample_count
         count = min(settings.performance_sample_count, total)
-        asked = _test_settings(settings, count, most_outstanding)
+        asked = test_settings(lg.TestSettings(), lg, settings, count, most_outstanding)
         qsl = lg.ConstructQSL(total, count, self.guarded(self._library.load), _keep)
         sut = lg.ConstructFastSUT(self.guarded(issue), _nothing)
         try:
@@ -361,11 +345,14 @@ class Bench:
             raise RuntimeError(f"LoadGen returned without issuing a query; its logs are in {folder}")
 
         (folder / TRACE_LOG).unlink(missing_ok=True)
-        if settings.mode == "PerformanceOnly":
+        if settings.mode == "PerformanceOnly" and not settings.accuracy_log_sampling_target:
             (folder / ACCURACY_LOG).unlink(missing_ok=True)
 
-        return {"scenario": str(settings.scenario), "mode": settings.mode} | {
-            name: getattr(asked, name) for name in REPORTED
+        told = {name: getattr(asked, name) for name in REPORTED}
+        return told | {
+            "scenario": str(settings.scenario),
+            "mode": settings.mode,
+            "answer_dtype": self._responses.dtype,
         }
 
     def unload(self) -> None:
@@ -376,9 +363,15 @@ class Bench:
 class Responses:
     """LoadGen's response objects, made once and used for every batch (LoadGen copies them by value)."""
 
-    def __init__(self, count: int) -> None:
-        self._pool = [lg.QuerySampleResponse(0, 0, 0) for _ in range(count)]
+    def __init__(self, count: int, tokens: int = 0) -> None:
+        self._pool = [lg.QuerySampleResponse(0, 0, 0, tokens) for _ in range(count)]
         self._pointed: object = None
+        self._dtype: object = ""
+
+    @property
+    def dtype(self) -> str:
+        """Of the last answers: what an accuracy log's bytes are."""
+        return str(self._dtype)
 
     def complete(self, ids: Sequence[int], outputs: "Outputs") -> None:
         """Give LoadGen the outputs of these response ids.
@@ -386,6 +379,13 @@ class Responses:
         Raises:
             ValueError: there is not one output an id, or they are not contiguous.
         """
+        lg.QuerySamplesComplete(self._pointing(ids, outputs))
+
+    def complete_first(self, ids: Sequence[int], tokens: "Outputs") -> None:
+        """Give LoadGen the first tokens of these response ids: the clock of each text's further ones starts."""
+        lg.FirstTokenComplete(self._pointing(ids, tokens))
+
+    def _pointing(self, ids: Sequence[int], outputs: "Outputs") -> list[Any]:
         count = len(ids)
         if len(outputs) != count:
             raise ValueError(f"predict gave {len(outputs)} outputs for {count} samples")
@@ -399,9 +399,10 @@ class Responses:
         for response, one in zip(pool, ids, strict=True):
             response.id = one
 
-        lg.QuerySamplesComplete(pool)
+        return pool
 
     def _point(self, pool: list[Any], outputs: "Outputs") -> None:
+        self._dtype = (outputs[0] if isinstance(outputs, list) else outputs).dtype
         if isinstance(outputs, list):
             for response, output in zip(pool, outputs, strict=True):
                 response.data, response.size = _address(output), output.nbytes
@@ -430,38 +431,6 @@ def _address(output: "npt.NDArray[np.generic]") -> int:
 
     address: int = output.__array_interface__["data"][0]
     return address
-
-
-def _test_settings(settings: LoadgenSettings, sample_count: int, most_outstanding: int) -> Any:
-    asked = lg.TestSettings()
-    # Type 0 is LoadGen's embedded mlperf.conf; unlike a file of one's own it may be read any number of times.
-    asked.FromConfig("", settings.conf_model, str(settings.scenario), 0)
-    asked.scenario = getattr(lg.TestScenario, str(settings.scenario))
-    asked.mode = getattr(lg.TestMode, settings.mode)
-    asked.min_duration_ms, asked.max_duration_ms = settings.min_duration_ms, 0
-    asked.min_query_count, asked.max_query_count = settings.min_query_count, 0
-    asked.performance_sample_count_override = sample_count
-    asked.accuracy_sample_count_override = settings.accuracy_sample_count or 0
-    asked.sample_concatenate_permutation = settings.sample_concatenate_permutation
-    asked.qsl_rng_seed = settings.qsl_rng_seed
-    asked.sample_index_rng_seed = settings.sample_index_rng_seed
-    asked.schedule_rng_seed = settings.schedule_rng_seed
-    asked.multi_stream_samples_per_query = settings.multi_stream_samples_per_query
-    asked.server_max_async_queries = most_outstanding
-    if settings.server_target_latency_ns is not None:
-        asked.server_target_latency_ns = settings.server_target_latency_ns
-
-    if settings.target_latency_percentile is not None:
-        asked.server_target_latency_percentile = settings.target_latency_percentile
-        asked.single_stream_target_latency_percentile = settings.target_latency_percentile
-        asked.multi_stream_target_latency_percentile = settings.target_latency_percentile
-
-    if settings.target_qps is not None:
-        asked.server_target_qps = asked.offline_expected_qps = settings.target_qps
-        expected_ns = max(1, round(1e9 / settings.target_qps))
-        asked.single_stream_expected_latency_ns = asked.multi_stream_expected_latency_ns = expected_ns
-
-    return asked
 
 
 def _log_settings(folder: Path) -> Any:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from workloads.protocol import Precision, Size, WorkloadOptions
+from workloads.precision import DTYPES
+from workloads.protocol import Size, WorkloadOptions
 
 if TYPE_CHECKING:
     from workloads.protocol import Outputs
@@ -14,7 +15,6 @@ SAMPLES = 1024
 MATRICES = 4
 """Distinct left factors, shared by the samples in turn: a matrix a sample would not fit any slice."""
 SIDE: dict[Size, int] = {"full": 4096, "small": 512}
-DTYPE: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Matmul:
@@ -35,7 +35,7 @@ class Matmul:
         shape = (self.side, self.side)
         left = [torch.rand(shape, generator=generator) / self.side for _ in range(MATRICES)]
         right = torch.rand(shape, generator=generator)
-        device, dtype = self._options.device, DTYPE[self._options.precision]
+        device, dtype = self._options.device, DTYPES[self._options.precision]
         self._left = [matrix.to(device, dtype) for matrix in left]
         self._right = right.to(device, dtype)
         self._product = torch.empty_like(self._right)

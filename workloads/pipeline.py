@@ -49,6 +49,27 @@ def begin_of(workload: Workload) -> Begin | None:
     return workload.begin if isinstance(workload, Pipelined) and workload.depth > 1 else None
 
 
+FirstTokens = Callable[["Outputs"], None]
+"""Told the first token of each sample of a batch, int64 [batch, 1] on the host, as soon as they are there."""
+Generate = Callable[[Sequence[int], FirstTokens], "Outputs"]
+
+
+@runtime_checkable
+class Generating(Protocol):
+    """A Workload (protocol.py) whose answers are texts: it tells their first tokens while it goes on."""
+
+    new_tokens: int
+    """Tokens of each answer."""
+
+    def generate(self, indices: Sequence[int], first_tokens: FirstTokens) -> "Outputs":
+        """As ``predict``; ``first_tokens`` is called once."""
+
+
+def generating(workload: Workload) -> Generating | None:
+    """The workload, where it tells first tokens."""
+    return workload if isinstance(workload, Generating) else None
+
+
 SORTED_BATCHES = 16
 """So many batches' worth of a query's samples are sorted by length, the shortest in the first batch. Not the whole
 query: the rate of a background benchmark is to be the same whichever part of its test main's window meets."""

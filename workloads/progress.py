@@ -54,6 +54,8 @@ _SAMPLES, _LAST, _FILLER, _BATCH_BEGIN = (
     int(Word.BATCH_BEGIN_NS),
 )
 _RECORD = struct.Struct("=6Q")
+_PAGE = struct.Struct(f"={len(Word)}Q")
+MARK_BYTES = _PAGE.size
 
 
 class Record(NamedTuple):
@@ -213,14 +215,17 @@ def read_mark(folder: Path) -> ProgressMark | None:
     """The mark in a benchmark's folder; None as long as there is none."""
     try:
         with (folder / MARK_FILE).open("rb") as file:
-            page = file.read(8 * len(Word))
+            return mark_of(file.read(MARK_BYTES))
     except FileNotFoundError:
         return None
 
-    if len(page) < 8 * len(Word):
+
+def mark_of(page: bytes) -> ProgressMark | None:
+    """What the first ``MARK_BYTES`` of a mark's page say; None as long as it is not ready."""
+    if len(page) < MARK_BYTES:
         return None
 
-    format_word, *words = struct.unpack(f"={len(Word)}Q", page)
+    format_word, *words = _PAGE.unpack(page)
     return ProgressMark(*words) if format_word == FORMAT else None
 
 

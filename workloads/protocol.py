@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     batch, or, where samples differ in length, one array a sample."""
 
 Size = Literal["full", "small"]
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp8", "int8"]
+"""tf32: fp32, with matrix products of TF32; fp8 and int8: linear layers so (quantised.py), all else in 16 bits."""
 DeviceKind = Literal["cpu", "cuda"]
 EngineName = Literal["auto", "eager", "graph", "compile"]
 """How a network is run (engine.py); ``auto``: graph on a GPU where it can be captured, else eager."""
@@ -57,6 +58,8 @@ class WorkloadOptions:
     weights: Path | None = None
     data: Path | None = None
     engine: EngineName = "auto"
+    sequence_length: int | None = None
+    """Tokens of each sample, of a workload whose entry has ``longest_sequence``; None: as its size has it."""
 
 
 class Workload(Protocol):
@@ -102,6 +105,27 @@ def output_bytes(outputs: "Outputs") -> list[bytes]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """How a profile asks requests of a workload; each is one batch of ``batch_size`` samples.
+
+    Closed loop: ``concurrency`` clients, each of which asks again the moment it is answered. Open loop: requests
+    come at ``arrival_rate_per_s``, answered or not, and their latency counts from when they were to come.
+    """
+
+    concurrency: int | None
+    """None: open loop."""
+    arrival_rate_per_s: float | None
+    """None: closed loop."""
+    seconds: float
+    """How long requests come."""
+    longest_warm_up_s: float
+    seed: int
+    """Of the arrivals and of the samples taken."""
+    memory_limit_mib: int | None = None
+    """Of a CPU slice: what the process may allocate (RLIMIT_DATA); None: no limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LoadgenSettings:
     """LoadGen's settings for one benchmark, spelled as LoadGen spells them (test_settings.h)."""
 
@@ -118,6 +142,18 @@ class LoadgenSettings:
     server_target_latency_ns: int | None = None
     target_latency_percentile: float | None = None
     """Of Server, SingleStream and MultiStream."""
+    use_token_latencies: bool = False
+    """First tokens are told as they come, and the number of tokens with each answer."""
+    server_ttft_latency_ns: int | None = None
+    """Server's limit of the time to the first token (``ttft_latency``): with ``server_tpot_latency_ns`` in place of
+    ``server_target_latency_ns``."""
+    server_tpot_latency_ns: int | None = None
+    """Its limit of the time for each further token (``tpot_latency``)."""
+    server_max_async_queries: int = 0
+    """Server: the test is cut, and in error, when more queries wait; 0: any number may."""
+    batch_times_ns: tuple[tuple[int, int, int, int], ...] = ()
+    """Server: as an earlier test on the slice found them (samples, median, mean, batches timed), so that batches are
+    of the same size again; none: to be found."""
     multi_stream_samples_per_query: int = 8
     sample_concatenate_permutation: bool = False
     qsl_rng_seed: int
@@ -127,3 +163,21 @@ class LoadgenSettings:
     accuracy_sample_count: int | None = None
     """AccuracyOnly: that many samples, the first of the library (``accuracy_sample_count_override``); None: all.
     Data with labels is taken whole, whatever this says."""
+    accuracy_log_rng_seed: int = 0
+    accuracy_log_sampling_target: int = 0
+    """PerformanceOnly: of about so many samples the answers are logged (TEST01); 0: of none."""
+    performance_issue_unique: bool = False
+    """Each loaded sample once, and no more (TEST04-A)."""
+    performance_issue_same: bool = False
+    """One sample alone, the one at ``performance_issue_same_index`` of those loaded (TEST04, TEST04-B)."""
+    performance_issue_same_index: int = 0
+    test05: bool = False
+    """The next three in place of the test's own seeds."""
+    test05_qsl_rng_seed: int = 0
+    test05_sample_index_rng_seed: int = 0
+    test05_schedule_rng_seed: int = 0
+
+    @property
+    def first_limit_ns(self) -> int | None:
+        """What a query of Server has at most until its (first) answer."""
+        return self.server_ttft_latency_ns if self.use_token_latencies else self.server_target_latency_ns

@@ -5,7 +5,9 @@ the same weights in fp32, always. Which of them is judged, and by what target, i
 """
 
 import json
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -132,10 +134,22 @@ def _beside_reference(workload: Workload, chosen: list[int], answers: AccuracyLo
         together = chosen[start : start + LOADED_TOGETHER]
         workload.load_samples(together)
         for index in together:
-            reference: Outputs = workload.reference([index])
+            with _in_fp32():
+                reference: Outputs = workload.reference([index])
+
             yield answers[index], np.ascontiguousarray(reference[0])
 
         workload.unload_samples(together)
+
+
+def _in_fp32() -> AbstractContextManager[None]:
+    """The reference is fp32 also where the test was in TF32."""
+    if "torch" not in sys.modules:  # a workload without it is not to wait for its import
+        return nullcontext()
+
+    from workloads.precision import without_tf32
+
+    return without_tf32()
 
 
 def _notes(settings: LoadgenSettings, library: int) -> tuple[str, ...]:

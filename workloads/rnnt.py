@@ -94,9 +94,6 @@ class Rnnt:
     def load(self) -> None:
         """Build the network; make the pool of synthetic features, or find the recordings."""
         options = self._options
-        if options.device == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32
-
         self._network = self._build(self._dtype)
         self._reference: Network | None = None
         if options.data is None:

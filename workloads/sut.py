@@ -5,13 +5,14 @@ import random
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Executor
-from itertools import cycle
+from itertools import cycle, repeat
 from time import monotonic_ns
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from workloads.pipeline import SORTED_BATCHES, Begin, Lengths, Pending, by_length
+from workloads.pipeline import SORTED_BATCHES, Begin, Generate, Lengths, Pending, by_length
 from workloads.protocol import Workload
+from workloads.queries import Queries
 
 if TYPE_CHECKING:
     from workloads.protocol import Outputs
@@ -99,6 +100,7 @@ class Batches:
         depth: how many may be in flight. The watcher is told of each as if it began when the one before it
             ended: batches in flight together share the device, and their times must not be counted twice.
         lengths: a query of several batches is cut into batches of samples of like length.
+        generate: predicts, and tells the first tokens on the way, which go to ``complete_first``.
     """
 
     def __init__(
@@ -112,6 +114,8 @@ class Batches:
         begin: Begin | None = None,
         depth: int = 1,
         lengths: Lengths | None = None,
+        generate: Generate | None = None,
+        complete_first: Complete | None = None,
     ) -> None:
         self.begin_ns = 0
         """LoadGen's first issue(); 0 before."""
@@ -123,6 +127,8 @@ class Batches:
         self._predict = predict
         self._begin = begin
         self._lengths = lengths
+        self._generate = generate
+        self._complete_first = complete_first
         self._complete = complete
         self._watcher = watcher
         self._began = watcher.began
@@ -204,9 +210,16 @@ class Batches:
     def _run_one(self, ids: Sequence[int], indices: Sequence[int], count: int) -> None:
         begin_ns = monotonic_ns()
         self._began(begin_ns)
-        outputs = self._predict(indices)
+        outputs = self._answers(ids, indices)
         self._complete(ids, outputs if len(indices) == count else outputs[:count])
         self._done(begin_ns, count)
+
+    def _answers(self, ids: Sequence[int], indices: Sequence[int]) -> "Outputs":
+        told = self._complete_first
+        if self._generate is None or told is None:
+            return self._predict(indices)
+
+        return self._generate(indices, lambda first: told(ids, first[: len(ids)]))
 
     def _done(self, begin_ns: int, count: int) -> None:
         self.end_ns = end_ns = monotonic_ns()
@@ -221,14 +234,19 @@ class InlineSut:
     """Answers on the thread LoadGen issues on: nothing is handed over, so nothing is added to a latency."""
 
     def __init__(self, batches: Batches) -> None:
+        self.queries = Queries()
+        self._issued, self._completed = self.queries.issued_ns.append, self.queries.completed_ns.append
         self._batches = batches
 
     def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         """LoadGen's IssueQuery; returns when all is answered."""
+        issued_ns = monotonic_ns()
         if not self._batches.begin_ns:
             self._batches.first_issue()
 
         self._batches.run(ids, indices)
+        self._issued(issued_ns)
+        self._completed(self._batches.end_ns)
 
     def __enter__(self) -> "InlineSut":
         return self
@@ -269,6 +287,8 @@ class QueueSut:
         compute: Executor,
         filled: Collection[int] = (),
     ) -> None:
+        self.queries = Queries()
+        """Of one sample each, as Server's are."""
         self._filled = filled
         self._batches = batches
         self._wait_ns = wait_ns
@@ -281,10 +301,12 @@ class QueueSut:
 
     def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         """LoadGen's IssueQuery; returns at once."""
+        issued_ns = monotonic_ns()
         if not self._batches.begin_ns:
             self._batches.first_issue()
 
         self._queue.put((ids, indices))
+        self.queries.issued_ns.extend(repeat(issued_ns, len(ids)))
 
     def __enter__(self) -> "QueueSut":
         self._serving = self._compute.submit(self._guard(self._serve))
@@ -308,6 +330,7 @@ class QueueSut:
                 self._gather_beside(ids, indices)
                 if len(ids) < self._enough_beside or batches.in_flight == batches.depth:
                     batches.finish_one()
+                    self._note_completed()
                     continue
             else:
                 self._gather(ids, indices)
@@ -315,6 +338,12 @@ class QueueSut:
             count, size = batch_of(len(ids), batches.batch_size, self._filled)
             batches.start(ids[:count], (indices[:count] * size)[:size] if size > count else indices[:count])
             del ids[:count], indices[:count]
+            self._note_completed()
+
+    def _note_completed(self) -> None:
+        """Samples are answered in the order they came in."""
+        completed_ns = self.queries.completed_ns
+        completed_ns.extend(repeat(self._batches.end_ns, self._batches.samples - len(completed_ns)))
 
     def _gather(self, ids: list[int], indices: list[int]) -> None:
         until_ns = monotonic_ns() + self._wait_ns

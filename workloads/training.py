@@ -196,9 +196,6 @@ class Training:
             WorkloadError: weights do not fit, naming file and key.
         """
         options, recipe = self._options, self._recipe
-        if options.device == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32; the default rounds to 10 bits
-
         self._samples = recipe.samples(options, self._dtype)
         self.network = self._fresh_network()
         self._optimizer = self._new_optimizer(self.network)

@@ -80,9 +80,6 @@ class ImageWorkload:
     def load(self) -> None:
         options = self.options
         dtype = compute_dtype(options)
-        if options.device == "cuda":
-            torch.backends.cudnn.allow_tf32 = False  # fp32 is to mean fp32; the default rounds to 10 bits
-
         self.notes.clear()
         self.labelled = None
         fill = self.images()

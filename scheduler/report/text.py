@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from scheduler.assignment import Plan
-from scheduler.result import AccuracyResult, Finding, Result
+from scheduler.result import AccuracyResult, Finding, Result, TokensResult
 from scheduler.slices import Slice, core_ranges
 from workloads.catalog import MACROS, listed
 
@@ -66,7 +66,7 @@ def show_result(result: Result, console: Console) -> None:
     console.print(f"[bold {colour}]{result.verdict}[/] {result.kind} run of {main.workload}, {main.scenario}")
     if main.metric is not None:
         console.print(
-            f"  main  {main.workload} on {main.slice}: {_plain(main.metric.value)} {main.metric.unit} "
+            f"  main  {main.workload} on {main.slice}: {plain(main.metric.value)} {main.metric.unit} "
             f"({main.metric.name}; {main.size}, {main.precision}, batch ≤ {main.batch_size})",
             highlight=False,
             soft_wrap=True,
@@ -75,10 +75,13 @@ def show_result(result: Result, console: Console) -> None:
     if main.accuracy is not None:
         _show_accuracy(main.accuracy, console)
 
+    if main.tokens is not None:
+        _show_tokens(main.tokens, console)
+
     latency = main.latency_ms
     if latency.p50 is not None:
         shown = (("mean", latency.mean), ("p50", latency.p50), ("p90", latency.p90), ("p99", latency.p99))
-        words = ", ".join(f"{name} {_plain(value)}" for name, value in shown if value is not None)
+        words = ", ".join(f"{name} {plain(value)}" for name, value in shown if value is not None)
         window = result.timing.main_s
         words += "" if window is None else f"; window {window:.3f} s"
         console.print(f"        latency ms: {words}", highlight=False)
@@ -100,10 +103,19 @@ def show_result(result: Result, console: Console) -> None:
     _show_notes(result, console)
 
 
+def _show_tokens(told: TokensResult, console: Console) -> None:
+    words = [] if told.tokens_per_s is None else [f"{plain(told.tokens_per_s)} tokens/s"]
+    for name, latency in (("TTFT", told.ttft_ms), ("TPOT", told.tpot_ms)):
+        if latency is not None and latency.p50 is not None and latency.p99 is not None:
+            words.append(f"{name} ms: p50 {plain(latency.p50)}, p99 {plain(latency.p99)}")
+
+    console.print(f"        {'; '.join(words)}", highlight=False, soft_wrap=True)
+
+
 def _show_accuracy(told: AccuracyResult, console: Console) -> None:
     reached = "reached" if told.reached else "NOT reached"
     console.print(
-        f"        {told.kind}: {told.metric} {_plain(told.value)} {told.unit}, target {_plain(told.target)}: {reached} "
+        f"        {told.kind}: {told.metric} {plain(told.value)} {told.unit}, target {plain(told.target)}: {reached} "
         f"({told.samples:,} samples)",
         highlight=False,
         soft_wrap=True,
@@ -111,7 +123,7 @@ def _show_accuracy(told: AccuracyResult, console: Console) -> None:
     if told.beside is not None:
         other = "fidelity" if told.kind == "accuracy" else "accuracy"
         console.print(
-            f"        {other}, told beside it: {told.beside.metric} {_plain(told.beside.value)} {told.beside.unit} "
+            f"        {other}, told beside it: {told.beside.metric} {plain(told.beside.value)} {told.beside.unit} "
             f"({told.beside.samples:,} samples)",
             highlight=False,
             soft_wrap=True,
@@ -143,7 +155,7 @@ def _background_table(result: Result) -> Table:
             one.slice,
             one.workload,
             f"{one.size} {one.precision} ≤{one.batch_size}",
-            "" if rate is None else _plain(rate),
+            "" if rate is None else plain(rate),
             f"{one.samples_in_main_window:,}",
             "" if one.longest_gap_s is None else f"{one.longest_gap_s * 1000:,.0f}",
             "" if one.longest_idle_s is None else f"{one.longest_idle_s * 1000:,.0f}",
@@ -168,7 +180,7 @@ def _show_notes(result: Result, console: Console) -> None:
         console.print(f"  note ({', '.join(of)}): {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _plain(value: float) -> str:
+def plain(value: float) -> str:
     """About five digits, never an exponent: 1,583,650; 34.64; 0.001423."""
     return f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.5g}"
 
@@ -198,7 +210,7 @@ def show_slices(slices: Sequence[Slice], console: Console) -> None:
 def show_workloads(console: Console) -> None:
     """The catalogue."""
     table = Table(box=None, pad_edge=False)
-    for column in ("name", "aliases", "size", "parameters", "GFLOP/sample", "as main", "what"):
+    for column in ("name", "aliases", "size", "parameters", "GFLOP/sample", "as main", "8 bits", "what"):
         table.add_column(column, overflow="fold")
 
     entries, problems = listed()
@@ -212,6 +224,7 @@ def show_workloads(console: Console) -> None:
                 f"{entry.parameters[size]:,}" if entry.parameters else "",
                 f"{entry.flops_per_sample[size] / 1e9:,.4g}" if entry.flops_per_sample else "",
                 ", ".join(entry.scenarios) if first else "",
+                " ".join(one for one in entry.precisions if one in ("fp8", "int8")) if first else "",
                 words,
             )
 

@@ -44,6 +44,20 @@ def test_graphs_answer_as_eager_does(precision: str):
     assert graph.engine.buckets == [1, 8]
 
 
+def test_windows_of_a_volume_are_segmented_as_eagerly():
+    """Groups of windows that do not fill the graph's batch among them."""
+    answers = {}
+    for engine in ("graph", "eager"):
+        workload = build("3d-unet", replace(OPTIONS, engine=engine, precision="fp32", batch_size=1))
+        workload.load()
+        assert f"engine: {engine}" in "; ".join(workload.notes)
+        workload.load_samples([0, 1])
+        answers[engine] = workload.predict([0, 1])
+
+    for graph, eager in zip(answers["graph"], answers["eager"], strict=True):
+        assert np.mean(np.asarray(graph) == np.asarray(eager)) > 0.9999
+
+
 def test_batches_in_flight_end_in_the_order_they_began():
     workload = loaded("graph")
     assert isinstance(workload, Pipelined)
@@ -117,3 +131,16 @@ def test_suppression_on_the_gpu_keeps_what_it_does_on_the_cpu():
     scores = torch.rand(3000, generator=generator)
     on_cpu = suppress(boxes, scores, group, 0.5)
     assert torch.equal(suppress(boxes.cuda(), scores.cuda(), group.cuda(), 0.5).cpu(), on_cpu)
+
+
+def test_texts_decoded_by_a_graph_are_those_decoded_eagerly():
+    """Batches that do not fill a graph's rows among them, and one that comes back after another size."""
+    texts = {}
+    for engine in ("graph", "eager"):
+        workload = build("llama", replace(OPTIONS, engine=engine, precision="fp32"))
+        workload.load()
+        assert f"engine: {engine}" in "; ".join(workload.notes)
+        asked = (range(8), range(8, 11), [11], range(12, 20))
+        texts[engine] = np.concatenate([np.asarray(workload.predict(list(each))) for each in asked])
+
+    assert np.array_equal(texts["graph"], texts["eager"])

@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 
 from workloads import catalog, loadgen
+from workloads.pipeline import FirstTokens
 from workloads.progress import Progress, read_mark
 from workloads.protocol import LoadgenSettings, Scenario, Workload, WorkloadOptions
 
@@ -113,6 +114,22 @@ class InFlight(Watched):
         return np.asarray(indices) % 16
 
 
+class Telling(Watched):
+    """Watched, generating texts: the first tokens after a while, the whole texts after ``further_s`` more."""
+
+    new_tokens = 8
+
+    def __init__(self, inner: Workload, asked: dict[str, Any]) -> None:
+        super().__init__(inner, asked)
+        self._further_s = asked["further_s"]
+
+    def generate(self, indices: Sequence[int], first_tokens: FirstTokens) -> "Outputs":
+        outputs = self.predict(indices)
+        first_tokens(np.zeros((len(indices), 1), np.int64))
+        time.sleep(self._further_s)
+        return outputs
+
+
 def made(asked: dict[str, Any]) -> Watched:
     """The workload that is asked for."""
     options = WorkloadOptions(
@@ -124,7 +141,8 @@ def made(asked: dict[str, Any]) -> Watched:
         threads=1,
         memory_mib=1024,
     )
-    return (InFlight if "in_flight" in asked else Watched)(catalog.build(asked["workload"], options), asked)
+    kind = InFlight if "in_flight" in asked else Telling if "further_s" in asked else Watched
+    return kind(catalog.build(asked["workload"], options), asked)
 
 
 def run(folder: Path, asked: dict[str, Any]) -> None:

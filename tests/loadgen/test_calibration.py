@@ -86,6 +86,13 @@ def test_a_given_rate_is_kept_and_not_tried() -> None:
     assert [one.batch_size for one in found.batch_times] == [1, 2, 4, 8, 16]
 
 
+def test_batch_times_that_are_known_are_taken_so_that_batches_have_the_same_size_again() -> None:
+    known = ((1, 3 * MS, 3 * MS, 9), (4, 4 * MS, 4 * MS, 9), (16, 14 * MS, 14 * MS, 9))
+    found = calibrated(replace(SERVER, target_qps=123.0, batch_times_ns=known), slice_that_holds(1))
+    assert found.batch_times == tuple(BatchTime(*one) for one in known)
+    assert found.batch_size == 4
+
+
 def test_server_without_a_limit_is_refused() -> None:
     with pytest.raises(ValueError, match="server_target_latency_ns"):
         calibrated(replace(SERVER, server_target_latency_ns=None), slice_that_holds(1))

@@ -368,6 +368,27 @@ def test_fp16_on_cpu_is_refused():
         plan(cpu_slices(1), precision="fp16")
 
 
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ({"main": "resnet50", "precision": "int8"}, "computes in fp32, tf32, bf16, fp16"),
+        ({"main": "bert", "precision": "fp8"}, "CPUs have no products in fp8"),
+        ({"main": "bert", "precision": "tf32"}, "tensor cores"),
+    ],
+)
+def test_a_precision_that_main_or_its_device_has_not_is_refused(asked: dict[str, str], found: str):
+    with pytest.raises(SpecError, match=f"--precision {asked['precision']}") as refusal:
+        plan(cpu_slices(1), **asked)
+
+    assert found in refusal.value.found
+
+
+def test_background_without_mains_precision_takes_the_default_and_a_note_says_so():
+    decided = plan(SEVEN_MIG[:3], main="bert", background="resnet50,minilm", precision="fp8")
+    assert [each.options.precision for each in decided.all] == ["fp8", "fp16", "fp8"]
+    assert any("no fp8 in the background of resnet50" in note for note in decided.notes)
+
+
 def test_threads_and_memory_are_the_slices_fair_share():
     roomy, tight = (plan(cpu_slices(4, cores=cores), background="bert,dlrm,rnnt") for cores in (10, 2))
     on_mig = plan(SEVEN_MIG, background="bert")
@@ -442,6 +463,7 @@ def test_the_plan_as_json_survives_json_and_describes_each_slice_once(tmp_path: 
         "numa_node": None,
         "cores": [2, 3],
         "shared_with": [],
+        "placement": {"gpu_uuid": "GPU-0", "start": 1, "size": 1},
     }
     assert told["main"]["slice"] == "gpu0:gi0:ci0"
     assert told["main"]["options"]["data"] == str(tmp_path)

@@ -110,3 +110,13 @@ def test_notes_say_where_everything_came_from():
     assert "10000 samples of 32 token ids" in notes
     assert "paraphrase-multilingual-MiniLM-L12-v2 made small" in notes
     assert "engine: eager" in notes
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_samples_are_as_long_as_asked(name: str):
+    answers = loaded(name, replace(SMALL, sequence_length=48)).predict(INDICES)
+    assert answers.shape == (4, WIDTH[name])
+    assert not np.allclose(answers, loaded(name).predict(INDICES), atol=1e-3)
+    longest = CATALOG[name].longest_sequence
+    assert longest is not None
+    assert loaded(name, replace(SMALL, sequence_length=longest)).predict([0]).shape == (1, WIDTH[name])

@@ -141,39 +141,6 @@ def test_the_start_buffer_counts_from_the_last_to_issue_though_told_out_of_order
     assert run.deadline == 16
 
 
-def test_several_mains_follow_one_another_over_one_background():
-    run = a_run(mains=("first", "second"))
-    run.begin(0)
-    told(run, *STANDARD[:4])
-    assert told(run, DeadlinePassed(15)) == [Launch("first")]
-    assert told(run, Ready("first", 16), Issuing("first", 17, 17), Finished("first", 30)) == []
-    assert (run.phase, run.deadline) == (Phase.MEASURING, 1015)
-
-    assert told(run, Exited("first", 31, 0)) == [Launch("second")]
-    assert (run.phase, run.deadline) == (Phase.MEASURING, 1031)
-
-    told(run, Ready("second", 33), Issuing("second", 34, 34), Finished("second", 50))
-    assert (run.phase, run.deadline) == (Phase.DRAINING, 57)
-    assert run.breaches == ()
-
-
-def test_a_second_main_that_dies_ends_the_run():
-    run = a_run(mains=("first", "second"))
-    run.begin(0)
-    told(run, *STANDARD[:5], Ready("first", 16), Finished("first", 30), Exited("first", 31, 0))
-    assert told(run, Exited("second", 32, 1)) == [Stop("a"), Stop("b")]
-    assert codes(run) == [("main-died", "second")]
-
-
-def test_a_first_main_that_does_not_end_is_late():
-    run = a_run(mains=("first", "second"))
-    run.begin(0)
-    told(run, *STANDARD[:5], Ready("first", 16), Finished("first", 30))
-    assert told(run, DeadlinePassed(1015)) == [Stop("a"), Stop("b"), Stop("first")]
-    assert codes(run) == [("main-timeout", "first")]
-    assert run.stages["second"] is Stage.NOT_STARTED
-
-
 def test_start_timeout_names_who_does_not_issue():
     run = reached("starting")
     assert told(run, DeadlinePassed(100)) == [Stop("a"), Stop("b")]

@@ -23,6 +23,8 @@ from scheduler.events import (
     Issuing,
     Kill,
     Launch,
+    NextMain,
+    NoMoreMains,
     Ready,
     Stalled,
     Stop,
@@ -40,7 +42,19 @@ AT_ONCE = Windows(
     stall_after_s=1,
     drain_timeout_s=0,
 )
-CASTS = [(("a", "b"), ("main",)), (("a",), ("first", "second")), ((), ("main",))]
+# Backgrounds, mains known at the start, and mains that are named while it goes on.
+CASTS: list[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = [
+    (("a", "b"), ("main",), ()),
+    (("a",), ("first", "second"), ()),
+    ((), ("main",), ()),
+    (("a",), ("first",), ("second",)),
+    ((), ("first",), ("second", "third")),
+]
+MORE_CASTS = [
+    *CASTS,
+    (("a", "b", "c"), ("first", "second"), ()),
+    (("a", "b"), ("first",), ("second", "third")),
+]
 PHASES = list(Phase)
 BASELINE_PHASES = {Phase.MEASURING, Phase.STOPPING, Phase.OVER}
 
@@ -58,11 +72,13 @@ POSSIBLE: dict[Stage, set[type[Event]]] = {
 # ---------------------------------------------------------------- every event in every reachable state
 
 
-def every_event(run: Run) -> Iterator[Event]:
+def every_event(run: Run, to_be_named: tuple[str, ...]) -> Iterator[Event]:
     for name in (*run.background, *run.mains, "nobody"):
         yield from (Ready(name, 0), Issuing(name, 0, 0), Finished(name, 0), Stalled(name, 0, 0))
         yield from (Failed(name, 0, "bug", "why"), Exited(name, 0, 0), Exited(name, 0, 1))
 
+    yield from (NextMain(name, 0) for name in (*run.mains, *to_be_named))
+    yield NoMoreMains(0)
     yield StopRequested(0, "SIGINT")
     yield DeadlinePassed(-1)
     yield DeadlinePassed(0 if run.deadline is None else run.deadline)
@@ -74,9 +90,19 @@ def is_possible(run: Run, event: Event) -> bool:
             return True
         case DeadlinePassed(at):
             return run.deadline is not None and at >= run.deadline
+        case NextMain(name):
+            return asks(run) and name not in run.stages
+        case NoMoreMains():
+            return asks(run)
         case _:
             stage = run.stages.get(event.name, Stage.NOT_STARTED)
             return run.phase is not Phase.OVER and type(event) in POSSIBLE[stage]
+
+
+def asks(run: Run) -> bool:
+    """For a next main: one may follow, and none is there."""
+    gone = all(run.stages[name] is Stage.GONE for name in run.mains)
+    return run.phase is Phase.MEASURING and run.more_mains and gone
 
 
 def is_refused(run: Run, event: Event) -> bool:
@@ -94,12 +120,13 @@ def state_of(run: Run) -> tuple[Any, ...]:
     stops_for_it = run.on_breach == "stop" and run.phase not in (Phase.STOPPING, Phase.OVER)
     in_breach = stops_for_it and any(breach.name in run.background for breach in run.breaches)
     gave_up = any(breach.code == "would-not-stop" for breach in run.breaches)
-    return kept["_wait"], tuple(kept["_paths"].items()), run.stop_requests, in_breach, gave_up
+    return kept["_wait"], tuple(kept["_paths"].items()), run.more_mains, run.stop_requests, in_breach, gave_up
 
 
 def check(run: Run) -> None:
     stages = run.stages
     assert (run.deadline is None) == (run.phase is Phase.OVER)
+    assert run.asks_for_the_next_main == asks(run)
     launched_mains = [name for name in run.mains if stages[name] is not Stage.NOT_STARTED]
     if run.phase is Phase.MEASURING and run.on_breach == "stop":
         assert all(stages[name] is Stage.ISSUING for name in run.background)
@@ -120,7 +147,7 @@ def check_step(before: Run, after: Run, actions: list[Action]) -> None:
     for action in actions:
         match action:
             case Launch(name):
-                assert before.stages[name] is Stage.NOT_STARTED
+                assert before.stages.get(name, Stage.NOT_STARTED) is Stage.NOT_STARTED
                 assert after.stages[name] is Stage.LOADING
                 others = [other for other in after.mains if other != name]
                 assert all(after.stages[other] in (Stage.NOT_STARTED, Stage.GONE) for other in others)
@@ -138,15 +165,21 @@ def check_step(before: Run, after: Run, actions: list[Action]) -> None:
 
 @pytest.mark.parametrize("on_breach", ["stop", "record"])
 @pytest.mark.parametrize("on_main_end", ["kill", "drain"])
-@pytest.mark.parametrize(("background", "mains"), CASTS)
+@pytest.mark.parametrize(("background", "mains", "to_be_named"), CASTS)
 def test_every_event_in_every_reachable_state(
     background: tuple[str, ...],
     mains: tuple[str, ...],
+    to_be_named: tuple[str, ...],
     on_main_end: Literal["kill", "drain"],
     on_breach: Literal["stop", "record"],
 ):
     start = Run(
-        background=background, mains=mains, windows=AT_ONCE, on_main_end=on_main_end, on_breach=on_breach
+        background=background,
+        mains=mains,
+        windows=AT_ONCE,
+        on_main_end=on_main_end,
+        on_breach=on_breach,
+        more_mains=bool(to_be_named),
     )
     start.begin(0)
     reached = {state_of(start): start}
@@ -155,7 +188,7 @@ def test_every_event_in_every_reachable_state(
     while to_walk:
         run = to_walk.pop()
         check(run)
-        for event in every_event(run):
+        for event in every_event(run, to_be_named):
             after = copy.copy(run)
             if not is_possible(run, event):
                 assert is_refused(after, event)
@@ -223,6 +256,7 @@ class World:
 
     run: Run
     manners: dict[str, Manners]
+    to_be_named: list[str] = field(default_factory=list)
     now: float = 0.0
     launched: dict[str, float] = field(default_factory=dict)
     issued: dict[str, float] = field(default_factory=dict)
@@ -262,7 +296,7 @@ class World:
 
     def happens(self, event: Event) -> bool:
         """Whether the event still comes, as the worker stands."""
-        if isinstance(event, StopRequested | DeadlinePassed):
+        if isinstance(event, StopRequested | DeadlinePassed | NextMain | NoMoreMains):
             return True
 
         name = event.name
@@ -290,6 +324,10 @@ class World:
 
         return True
 
+    def word(self) -> Event:
+        """What is said when a next main is asked for."""
+        return NextMain(self.to_be_named.pop(0), self.now) if self.to_be_named else NoMoreMains(self.now)
+
     def play(self) -> None:
         actions = self.run.begin(0)
         while self.run.phase is not Phase.OVER:
@@ -298,7 +336,9 @@ class World:
                 self.perform(action)
 
             event: Event = DeadlinePassed(self.run.deadline or 0)
-            if self.to_come and self.to_come[0][0] <= event.at:
+            if self.run.asks_for_the_next_main:
+                event = self.word()
+            elif self.to_come and self.to_come[0][0] <= event.at:
                 event = heapq.heappop(self.to_come)[2]
 
             actions = []
@@ -346,29 +386,30 @@ POLICIES = [
 @given(data=st.data())
 def test_in_any_world_the_run_ends_in_time_and_no_breach_means_the_overlap_held(data: st.DataObject):
     windows = data.draw(WINDOWS)
-    background, mains = data.draw(st.sampled_from([*CASTS, (("a", "b", "c"), ("first", "second"))]))
-    manners = {name: data.draw(ANY_MANNERS) for name in (*background, *mains)}
+    background, mains, to_be_named = data.draw(st.sampled_from(MORE_CASTS))
+    manners = {name: data.draw(ANY_MANNERS) for name in (*background, *mains, *to_be_named)}
     policy: dict[str, Any] = data.draw(st.sampled_from(POLICIES))
-    run = Run(background=background, mains=mains, windows=windows, **policy)
-    world = World(run, manners)
+    run = Run(background=background, mains=mains, windows=windows, more_mains=bool(to_be_named), **policy)
+    world = World(run, manners, list(to_be_named))
     for at in data.draw(st.lists(times(100), max_size=3)) if data.draw(st.booleans()) else []:
         world.expect(StopRequested(at, "SIGINT"))
 
     world.play()
 
-    longest = windows.start_timeout_s + windows.start_buffer_s + windows.main_timeout_s * len(mains)
+    longest = windows.start_timeout_s + windows.start_buffer_s + windows.main_timeout_s * len(run.mains)
     longest += windows.end_buffer_s + windows.drain_timeout_s + windows.stop_grace_s + REAP_TIMEOUT_S
     assert world.now <= longest + 1e-6
     assert world.gone == set(world.launched)
-    assert {breach.name for breach in run.breaches} <= {None, *background, *mains}
+    assert {breach.name for breach in run.breaches} <= {None, *background, *run.mains}
     if run.breaches:
         return
 
     buffered = max((world.issued[name] for name in background), default=0) + windows.start_buffer_s
     assert background == () or world.launched[mains[0]] >= buffered - 1e-6
-    outlived = world.finished[mains[-1]] + windows.end_buffer_s
+    assert run.mains == (*mains, *to_be_named)
+    outlived = world.finished[run.mains[-1]] + windows.end_buffer_s
     assert all(world.lost[name] >= outlived - 1e-6 for name in background)
-    assert all(manners[name].code == 0 or name not in world.finished for name in mains)
+    assert all(manners[name].code == 0 or name not in world.finished for name in run.mains)
 
 
 @settings(max_examples=100, deadline=None)
@@ -383,20 +424,20 @@ def test_where_nobody_misbehaves_there_is_no_breach(data: st.DataObject):
         stall_after_s=1,
         drain_timeout_s=20,
     )
-    background, mains = data.draw(st.sampled_from([*CASTS, (("a", "b", "c"), ("first", "second"))]))
+    background, mains, to_be_named = data.draw(st.sampled_from(MORE_CASTS))
     good = st.builds(
         Manners, loads=times(30), issues=times(5), finishes=st.none(), obeys=times(4), drains=times(15)
     )
     manners = {name: data.draw(good) for name in background}
     good_main = st.builds(Manners, loads=times(30), issues=times(5), finishes=times(60), obeys=times(4))
-    manners |= {name: data.draw(good_main) for name in mains}
+    manners |= {name: data.draw(good_main) for name in (*mains, *to_be_named)}
     policy: dict[str, Any] = data.draw(st.sampled_from(POLICIES))
-    run = Run(background=background, mains=mains, windows=windows, **policy)
-    world = World(run, manners)
+    run = Run(background=background, mains=mains, windows=windows, more_mains=bool(to_be_named), **policy)
+    world = World(run, manners, list(to_be_named))
 
     world.play()
 
     assert run.breaches == ()
-    assert world.gone == {*background, *mains}
+    assert world.gone == {*background, *mains, *to_be_named}
     drained = {name for name in background if name in world.finished}
     assert drained == (set(background) if policy["on_main_end"] == "drain" else set())

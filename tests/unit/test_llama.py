@@ -20,6 +20,7 @@ from workloads.llama import (
     prompt_tokens,
     token_agreement,
 )
+from workloads.pipeline import generating
 from workloads.protocol import Size, WorkloadError, WorkloadOptions, output_bytes
 from workloads.weights import seeded
 
@@ -153,3 +154,25 @@ def test_notes_say_what_a_sample_is(plain: Llama):
     assert "random, seed 1" in notes
     assert "4096 prompts of 2 to 32 tokens" in notes
     assert "tokens/s = 8 × samples/s" in notes
+
+
+def test_the_first_tokens_are_told_once_and_are_those_of_the_texts(plain: Llama):
+    told: list[np.ndarray] = []
+    texts = plain.generate(INDICES, told.append)
+    [first] = told
+    assert first.tolist() == texts[:, :1].tolist()
+    assert texts.tolist() == plain.predict(INDICES).tolist()
+    assert generating(plain) is plain
+    assert plain.new_tokens == texts.shape[1]
+
+
+@torch.inference_mode()
+def test_decoding_that_begins_again_forgets_the_steps_before_as_a_capture_makes_them(plain: Llama):
+    decoding = plain._decoding_of(2)
+    prompts = plain._prompts(INDICES[:2])
+    decoding.begin(*plain._prompts(INDICES[2:]))
+    for _ in range(4):
+        decoding.step(2)
+
+    tokens = [decoding.begin(*prompts).clone(), *(decoding.next().clone() for _ in range(7))]
+    assert torch.cat(tokens, dim=1).tolist() == plain.predict(INDICES[:2]).tolist()

@@ -9,7 +9,7 @@ import pytest
 from workloads import catalog, own
 from workloads.guest import Guest, blame
 from workloads.own_class import read_class
-from workloads.pipeline import begin_of
+from workloads.pipeline import begin_of, lengths_of
 from workloads.protocol import Scenario, WorkloadError, WorkloadOptions
 
 OPTIONS = WorkloadOptions(
@@ -323,6 +323,14 @@ def test_what_a_workload_may_have_beside_the_protocol_is_passed_through(tmp_path
     assert workload.labelled == ["mine"]
     assert not hasattr(workload, "tokens")
     assert begin_of(workload) is None
+    assert lengths_of(workload) is None
+
+
+def test_samples_that_differ_in_length_say_so(tmp_path: Path):
+    workload = built(tmp_path / "m.py", PLAIN + "\n    def lengths(self, indices): return [5, 6]\n")
+    lengths = lengths_of(workload)
+    assert lengths is not None
+    assert list(lengths([0, 1])) == [5, 6]
 
 
 def test_batches_in_flight_are_looked_at_too(tmp_path: Path):

@@ -134,7 +134,7 @@ def test_main_runs_under_the_scenarios_of_the_catalogue_and_no_others(name: str)
         ({"seed": -1}, "--seed -1", "greater than or equal to 0"),
         ({"seed": 2**32}, f"--seed {2**32}", "less than 4294967296"),
         ({"preset": "slow"}, "--preset slow", "'auto', 'quick' or 'mlperf'"),
-        ({"precision": "int8"}, "--precision int8", "'fp32', 'bf16' or 'fp16'"),
+        ({"precision": "int4"}, "--precision int4", "'fp32', 'tf32', 'bf16', 'fp16', 'fp8' or 'int8'"),
         ({"batch_size": {"bert": 0}}, "--batch-size bert=0", "greater than or equal to 1"),
         ({"batch_size": {"bert": 1, "bert-99": 2}}, "--batch-size bert=1,bert-99=2", "bert is given twice"),
         ({"weights": {"bertt": "."}}, "--weights bertt=.", "there is no workload 'bertt'"),

@@ -8,10 +8,24 @@ from typing import Any
 import pytest
 
 from scheduler import verdict
-from scheduler.events import Action, Drain, Event, Exited, Finished, Issuing, Kill, Launch, Ready, Stop
+from scheduler.events import (
+    Action,
+    Drain,
+    Event,
+    Exited,
+    Finished,
+    Issuing,
+    Kill,
+    Launch,
+    NextMain,
+    Ready,
+    Stop,
+    StopRequested,
+)
 from scheduler.events import DeadlinePassed as Deadline
 from scheduler.loadgen_log import LoadgenResult, parse
 from scheduler.result import BenchmarkRecord, Manifest, Result, SliceRecord
+from scheduler.story import until_the_next
 from scheduler.verdict import Evidence, judge
 from workloads.progress import ProgressMark, WindowWork
 from workloads.protocol import Scenario
@@ -293,3 +307,62 @@ def test_every_breach_of_the_state_machine_has_advice():
 def test_a_log_is_the_whole_evidence_of_main():
     assert isinstance(VALID_LOG, LoadgenResult)
     assert judge(MANIFEST, STORY, EVIDENCE).main.settings == dict(VALID_LOG.settings)
+
+
+# ---------------------------------------------------------------------- mains that follow one another
+
+FOLLOWED: list[Told] = [
+    *STORY[:9],
+    (16.2, NextMain("second", 16.2)),
+    (16.2, Launch("second")),
+    (18.0, Ready("second", 18.0)),
+    (19.0, Issuing("second", 19.0, 19.0)),
+    (29.0, Finished("second", 29.0, 19.0, 29.0)),
+    (29.1, Exited("second", 29.1, 0)),
+]
+OF_FIRST = MANIFEST.model_copy(update={"first_main": "main"})
+OF_SECOND = OF_FIRST.model_copy(update={"main": benchmark("second", "main", "cpu0")})
+
+
+def of_second(story: list[Told]) -> Result:
+    evidence = {**EVIDENCE, "second": EVIDENCE["main"]}
+    return judge(OF_SECOND, until_the_next(story, "second"), evidence)
+
+
+def test_each_of_several_mains_is_judged_by_its_own_window():
+    first = judge(OF_FIRST, until_the_next(FOLLOWED, "main"), EVIDENCE)
+    assert (first.verdict, first.findings) == ("VALID", [])
+    assert (first.main.window.begin_s, first.main.window.end_s) == (6.0, 16.0)
+
+    second = of_second(FOLLOWED)
+    assert (second.verdict, second.findings) == ("VALID", [])
+    assert (second.main.window.begin_s, second.main.window.end_s) == (19.0, 29.0)
+    assert second.background[0].ended == "running"
+
+
+def test_what_another_main_did_is_not_held_against_it():
+    badly: list[Told] = [(16.1, Exited("main", 16.1, 1)) if told == STORY[8] else told for told in FOLLOWED]
+    assert codes(judge(OF_FIRST, until_the_next(badly, "main"), EVIDENCE)) == ["main-exit"]
+    assert codes(of_second(badly)) == []
+
+
+def test_a_background_that_died_before_the_main_was_gone_breaches_its_overlap():
+    died = (28.0, Exited("back", 28.0, -9))
+    result = of_second([*FOLLOWED[:-2], died, *FOLLOWED[-2:]])
+    assert result.verdict == "INVALID"
+    assert "background-died" in codes(result)
+
+
+def test_of_several_mains_one_that_was_cut_short_is_invalid():
+    assert codes(of_second(FOLLOWED[:-2])) == ["cut-short"]
+
+
+def test_a_main_at_which_the_run_was_stopped_tells_the_stop_and_its_end():
+    stopped: list[Told] = [
+        *FOLLOWED[:-2],
+        (20.0, StopRequested(20.0, "SIGINT")),
+        (20.0, Stop("back")),
+        (20.1, Exited("second", 20.1, 0)),
+        (20.2, Exited("back", 20.2, 0)),
+    ]
+    assert codes(of_second(stopped)) == ["stopped"]

@@ -1,0 +1,69 @@
+"""Reports and traces as files: what was read in, what is shown out."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from scheduler.errors import SpecError
+from scheduler.record import disk_errors
+from scheduler.report import markdown, page, series_report, trace
+from scheduler.report.document import Document
+from scheduler.report.run_report import report_on
+from scheduler.report.tables import is_series, load, load_series
+
+
+def write_report(folders: Sequence[Path], output: Path | None) -> tuple[Path, Path]:
+    """Write HTML and Markdown; the paths of both.
+
+    Raises:
+        SpecError: series and other folders are mixed.
+        FolderDamaged: one is no folder of ours, or cannot be read.
+        DiskFull, RecordError: the files cannot be written.
+    """
+    document = document_of(folders)
+    default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
+    html = (default if output is None else output).absolute()
+    beside = html.with_suffix(".md")
+    with disk_errors(html.parent):
+        html.parent.mkdir(parents=True, exist_ok=True)
+        html.write_text(page.render(document), encoding="utf-8")
+        beside.write_text(markdown.render(document), encoding="utf-8")
+
+    return html, beside
+
+
+def document_of(folders: Sequence[Path]) -> Document:
+    """What is to be said of these folders."""
+    series = [folder for folder in folders if is_series(folder)]
+    if not series:
+        return report_on([load(folder) for folder in folders])
+
+    if len(folders) > 1:
+        raise SpecError(
+            asked=f"one report of {len(folders)} folders",
+            found=f"{series[0]} is a series of runs, which has a report of its own",
+            do="name that folder alone, or runs in its runs/ folder",
+        )
+
+    return series_report.report_on(load_series(series[0]))
+
+
+def write_trace(folder: Path, output: Path) -> Path:
+    """Write a Chrome trace of one run.
+
+    Raises:
+        SpecError: it is a series.
+        FolderDamaged, DiskFull, RecordError: as ``write_report``.
+    """
+    if is_series(folder):
+        raise SpecError(
+            asked=f"a trace of {folder}",
+            found="it is a series of runs, not one run",
+            do="name one of the folders in its runs/ folder",
+        )
+
+    content = json.dumps(trace.trace_of(load(folder)))
+    with disk_errors(output.parent):
+        output.write_text(content, encoding="utf-8")
+
+    return output.absolute()

@@ -1,0 +1,266 @@
+"""Engines kept between runs: one builder at a time, nothing half-written used, bounded, never in anybody's way."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from workloads import engine_build
+from workloads.engine_cache import EngineCache, Lease, NotKept, key_of
+from workloads.engine_key import code_digest, facts_of
+from workloads.matmul import Matmul
+from workloads.protocol import Scenario, WorkloadError, WorkloadOptions
+
+FACTS = {"workload": "bert", "size": "small", "precision": "fp16", "engine": "compile", "sms": 16}
+OPTIONS = WorkloadOptions(
+    size="small",
+    device="cpu",
+    precision="fp32",
+    batch_size=4,
+    seed=1,
+    threads=1,
+    memory_mib=64,
+    engine="compile",
+)
+BUILDER = f"""
+import sys
+from pathlib import Path
+from workloads.engine_cache import EngineCache
+lease = EngineCache(Path(sys.argv[1])).lease({FACTS!r})
+if lease.engine is None:
+    print("builds", flush=True)
+    (lease.folder / "kernel").write_text("half")
+    sys.stdin.readline()
+    (lease.folder / "kernel").write_text("whole")
+    lease.keep(build_s=1.0, batch_sizes=(8,), built_utc="")
+else:
+    print("uses " + (lease.folder / "kernel").read_text())
+"""
+
+
+def builder(root: Path) -> subprocess.Popen[str]:
+    """A process that takes the lease; one that builds does so until it is sent a line."""
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(root)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def kept(cache: EngineCache, name: str, *, size: int = 1000, used_s: float = 0.0) -> str:
+    """Keep an entry of so many bytes; its key."""
+    with cache.lease({**FACTS, "workload": name}) as lease:
+        (lease.folder / "inductor").mkdir()
+        (lease.folder / "inductor" / "kernel").write_bytes(bytes(size))
+        lease.keep(build_s=1.0, batch_sizes=(1,), built_utc="")
+        os.utime(lease.folder / "engine.json", (used_s, used_s))
+        return lease.key
+
+
+def is_warm(cache: EngineCache, name: str) -> bool:
+    with cache.lease({**FACTS, "workload": name}) as lease:
+        return lease.engine is not None
+
+
+def test_of_two_processes_one_builds_and_the_other_waits_and_uses_it(tmp_path: Path):
+    first = builder(tmp_path)
+    assert first.stdout is not None
+    assert first.stdout.readline() == "builds\n"
+    second = builder(tmp_path)
+    assert first.communicate("go on\n", timeout=30)
+    assert first.returncode == 0
+    assert second.communicate(timeout=30)[0] == "uses whole\n"
+
+
+def test_what_a_killed_builder_left_is_not_used(tmp_path: Path):
+    with builder(tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "builds\n"
+        process.kill()
+
+    [left] = EngineCache(tmp_path).kept()
+    assert left.engine is None
+    assert not left.in_use
+    with EngineCache(tmp_path).lease(FACTS) as lease:
+        assert lease.engine is None
+        assert list(lease.folder.iterdir()) == []
+
+
+def test_what_a_killed_builder_left_is_swept_with_the_next_one(tmp_path: Path):
+    with builder(tmp_path) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "builds\n"
+        assert EngineCache(tmp_path).evict() == []  # it is at work
+        process.kill()
+
+    assert EngineCache(tmp_path).evict() == [key_of(FACTS)]
+    assert EngineCache(tmp_path).kept() == []
+
+
+def test_who_waits_too_long_builds_without_the_cache(tmp_path: Path):
+    with (
+        EngineCache(tmp_path).lease(FACTS),
+        pytest.raises(NotKept, match="has been building bert-small-fp16"),
+    ):
+        EngineCache(tmp_path).lease(FACTS, patience_s=0.0)
+
+
+def test_several_use_an_engine_at_once(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+    kept(cache, "bert")
+    with cache.lease(FACTS) as one, cache.lease(FACTS, patience_s=0.0) as other:
+        assert one.engine == other.engine is not None
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut off", "gone", "record", "record's fields"])
+def test_a_damaged_entry_is_built_again(tmp_path: Path, damage: str):
+    cache = EngineCache(tmp_path)
+    folder = tmp_path / kept(cache, "bert")
+    kernel, record = folder / "inductor" / "kernel", folder / "engine.json"
+    match damage:
+        case "changed":
+            kernel.write_bytes(b"x" * 1000)
+        case "cut off":
+            kernel.write_bytes(bytes(999))
+        case "gone":
+            kernel.unlink()
+        case "record":
+            record.write_text(record.read_text()[:-20])
+        case _:
+            record.write_text("{}")
+
+    with cache.lease({**FACTS, "workload": "bert"}) as lease:
+        assert lease.engine is None
+        assert not kernel.exists()
+        lease.keep(build_s=1.0, batch_sizes=(1,), built_utc="")
+
+    assert is_warm(cache, "bert")
+
+
+def test_what_a_run_adds_is_not_held_against_the_entry(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+    kept(cache, "bert")
+    with cache.lease({**FACTS, "workload": "bert"}) as lease:
+        (lease.folder / "inductor" / "another").write_text("of batch size 2")
+        lease.add((2,))
+
+    [entry] = cache.kept()
+    assert entry.engine is not None
+    assert entry.engine.batch_sizes == (1, 2)
+    assert is_warm(cache, "bert")
+
+
+def test_over_the_limit_the_longest_unused_go_but_never_what_is_in_use(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+    for used_s, name in enumerate(("in-use", "old", "newer", "newest"), start=1):
+        kept(cache, name, size=100_000, used_s=used_s)
+
+    with cache.lease({**FACTS, "workload": "in-use"}) as held:
+        os.utime(held.folder / "engine.json", (0, 0))
+        cache.limit(250_000)
+        assert [one.engine.facts["workload"] for one in cache.kept() if one.engine] == ["newest", "in-use"]
+        assert not cache.remove(held.key)
+
+    assert cache.max_bytes == 250_000
+    assert is_warm(cache, "newest")
+    assert not is_warm(cache, "old")
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("sms", 18), ("precision", "bf16"), ("code", "b"), ("torch", "3"), ("batch_size", 9)]
+)
+def test_a_key_is_of_all_its_facts(name: str, other: str | int):
+    facts = {**FACTS, "code": "a", "torch": "2", "batch_size": 8}
+    assert key_of({**facts, name: other}) != key_of(facts)
+
+
+def test_the_code_is_the_workloads_file_and_all_that_it_imports(tmp_path: Path):
+    mine = tmp_path / "mine.py"
+    mine.write_text("class Mine: pass\n")
+    before = code_digest(f"file:{mine}:Mine")
+    mine.write_text("class Mine: x = 1\n")
+    assert code_digest(f"file:{mine}:Mine") != before
+    assert (
+        len({code_digest(code) for code in ("workloads.bert:Bert", "workloads.resnet50:Resnet50", before)})
+        == 3
+    )
+    assert code_digest("workloads.bert:Bert") == code_digest("workloads.bert:Bert")
+
+
+def test_on_a_cpu_the_key_tells_processor_and_threads():
+    facts = facts_of("matmul", "workloads.matmul:Matmul", "512³", OPTIONS)
+    others = facts_of("matmul", "workloads.matmul:Matmul", "512³", replace(OPTIONS, threads=2))
+    assert facts["device"] == others["device"]
+    assert key_of(facts) != key_of(others)
+
+
+# ---------------------------------------------------------------------- a workload by way of it
+
+
+class Compiling(Matmul):
+    """Leaves a file where torch would."""
+
+    def load(self) -> None:
+        super().load()
+        folder = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+        folder.mkdir(exist_ok=True)
+        (folder / "kernel").write_text("compiled")
+
+
+def loaded(cache: EngineCache, kind: type[Matmul], *sizes: int) -> engine_build.Prepared:
+    """The workload made ready by way of the cache, its lease given back."""
+    prepared = engine_build.load(
+        kind("matmul", OPTIONS), "matmul", "workloads.matmul:Matmul", "512³", OPTIONS, sizes, cache
+    )
+    if isinstance(prepared.lease, Lease):
+        prepared.lease.close()
+
+    return prepared
+
+
+@pytest.fixture(autouse=True)
+def _variables_of_torch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in engine_build.VARIABLES:
+        monkeypatch.setenv(name, str(tmp_path / "torch"))
+
+
+def test_the_first_run_builds_and_the_second_is_warm(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+    first, second = loaded(cache, Compiling, 4), loaded(cache, Compiling, 4)
+    assert (first.how, second.how) == ("built", "warm")
+    assert "kept for the next run" in first.note
+    assert "was warm (built 20" in second.note
+    assert loaded(cache, Compiling, 2, 4).how == "built"
+    assert loaded(cache, Compiling, 2).how == "warm"
+
+
+def test_a_cache_that_cannot_be_written_to_is_no_error(tmp_path: Path):
+    (tmp_path / "file").touch()
+    prepared = loaded(EngineCache(tmp_path / "file" / "engines"), Matmul, 4)
+    assert (prepared.how, prepared.lease) == ("not kept", None)
+    assert "not kept:" in prepared.note
+    assert "cannot be written to (Not a directory)" in prepared.note
+
+
+def test_a_workload_that_fails_leaves_nothing_that_is_used(tmp_path: Path):
+    class Failing(Compiling):
+        def load(self) -> None:
+            super().load()
+            raise WorkloadError("weights do not fit")
+
+    with pytest.raises(WorkloadError):
+        loaded(EngineCache(tmp_path), Failing, 4)
+
+    assert loaded(EngineCache(tmp_path), Compiling, 4).how == "built"
+
+
+def test_the_batch_sizes_of_each_scenario():
+    sizes = [engine_build.sizes_for(scenario, 24, 8) for scenario in Scenario]
+    assert sizes == [(1,), (8,), (1, 2, 4, 8, 16, 24), (24,)]
+
+
+def test_the_cache_is_where_the_environment_says():
+    assert EngineCache.of_user({"HETERO_MIG_CACHE": "/a", "XDG_CACHE_HOME": "/b"}).root == Path("/a/engines")
+    assert EngineCache.of_user({"XDG_CACHE_HOME": "/b"}).root == Path("/b/hetero-mig/engines")
+    assert EngineCache.of_user({}).root == Path.home() / ".cache/hetero-mig/engines"

@@ -1,0 +1,73 @@
+"""MIGProfiler's arguments, as written in its README, mean the same here."""
+
+import pytest
+from click.testing import CliRunner
+
+from scheduler.cli_profile import profile
+from scheduler.errors import SpecError
+from scheduler.migprofiler import is_meant, translated
+
+README = ("model_name=vision_transformer", "workload=cv_infer", "gpu_i_id=2")
+
+
+def test_the_readmes_command():
+    found = translated(README)
+    assert found.workloads == ("vision-transformer",)
+    assert found.command == (
+        "vision-transformer --batch-sizes 1,2,4,8,16,32 --seconds 60 --slices gpu0:gi2:ci0"
+    )
+    assert found.options == {
+        "batch_sizes": (1, 2, 4, 8, 16, 32),
+        "seconds": 60.0,
+        "slices": "gpu0:gi2:ci0",
+    }
+
+
+def test_what_its_configuration_overrides():
+    words = ["model_name=bert-base", "workload=nlp_infer", "benchmark_plan.fixed_time=5", "seq_length=32"]
+    found = translated([*words, "benchmark_plan.batch_sizes=[1, 2]", "save_dir=out", "hydra.run.dir=logs"])
+    assert found.command == "bert-base --batch-sizes 1,2 --sequence-lengths 32 --seconds 5 --output out"
+
+
+@pytest.mark.parametrize(
+    ("words", "workload"),
+    [
+        (("model_name=resnet50", "workload=cv_train"), "resnet50:train"),
+        (("model_name=swin_transformer", "workload=cv_infer"), "swin-transformer"),
+        (("model_name=distil_v2", "workload=nlp_infer"), "distilbert"),
+        (("model_name=MiniLM", "workload=nlp_infer"), "minilm"),
+        (("model_name=mpnet", "workload=nlp_infer"), "mpnet"),
+        (("workload=cv_infer",), "vision-transformer"),
+    ],
+)
+def test_its_models(words: tuple[str, ...], workload: str):
+    assert translated(words).workloads == (workload,)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("workload=cv_guess",), "MIGProfiler has no such workload"),
+        (("model_name=resnet50", "workload=nlp_infer"), "nlp_infer has bert-base"),
+        (("workload=cv_infer", "gpu_i_id=first"), "not a whole number"),
+        (("workload=cv_infer", "optimizer.lr=1e-3"), "no counterpart"),
+        (("workload=cv_infer", "batch_sizes=[1,two]"), "not a whole number"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused(words: tuple[str, ...], says: str):
+    with pytest.raises(SpecError, match=says):
+        translated(words)
+
+
+def test_own_models_with_an_equals_sign_are_not_taken_for_them():
+    assert is_meant(README)
+    assert not is_meant(("resnet50", "a=b.py:Model"))
+
+
+def test_the_new_command_is_one_that_is_understood():
+    words = translated(README).command.split()
+    with profile.make_context("profile", words) as context:
+        assert context.params["batch_sizes"] == translated(README).options["batch_sizes"]
+        assert context.params["slices"] == translated(README).options["slices"]
+
+    assert CliRunner().invoke(profile, ["--batch-sizes", "1,x", "null"]).exit_code == 2
