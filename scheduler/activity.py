@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from scheduler.columns import ACTIVITY, GpuColumns, GpuState, Line, Telemetry
+from scheduler.columns import ACTIVITY, GpuColumns, GpuState, Line, Telemetry, WorkerColumns
 from scheduler.result import Finding
 
 THROTTLED_LIMIT = 0.01
@@ -130,14 +130,15 @@ def _host_load(seen: Seen, inside: Sequence[Line]) -> Iterable[Finding]:
             [(line.at_s, line.slices[slices[0]].cores_busy_s) for line in inside if slices[0] in line.slices]
         )
         ours = [
-            _rate([(line.at_s, line.workers[name].cpu_s) for line in inside if name in line.workers])
+            _worker_rate([(line.at_s, line.workers[name]) for line in inside if name in line.workers])
             for name in _names(line.workers for line in inside)
             if any(name in line.workers and line.workers[name].slice in slices for line in inside)
         ]
-        if busy is None or not ours:
+        known = [one for one in ours if one is not None]
+        if busy is None or not ours or len(known) < len(ours):
             continue
 
-        load = (busy - sum(one or 0.0 for one in ours)) / len(cores)
+        load = (busy - sum(known)) / len(cores)
         if load > HOST_LOAD_LIMIT:
             yield Finding(
                 code="host-load",
@@ -148,6 +149,13 @@ def _host_load(seen: Seen, inside: Sequence[Line]) -> Iterable[Finding]:
                 limit=HOST_LOAD_LIMIT,
                 recommendation="end what else runs on this machine: what it takes is missing in these figures",
             )
+
+
+def _worker_rate(told: Sequence[tuple[float, WorkerColumns]]) -> float | None:
+    """Cores that a worker and the processes it has started took; None where it was not read twice."""
+    own = _rate([(at, one.cpu_s) for at, one in told])
+    children = _rate([(at, one.children_cpu_s) for at, one in told])
+    return None if own is None else own + max(0.0, children or 0.0)  # less: one of them is no longer told
 
 
 def _rate(told: Sequence[tuple[float, float | None]]) -> float | None:

@@ -20,7 +20,7 @@ from scheduler.audit_rules import ACCURACY, PERFORMANCE, Check, Comparison, Ran
 from scheduler.errors import FolderDamaged, LogError, SpecError
 from scheduler.loadgen_log import parse
 from scheduler.record import RunFolder, disk_errors
-from scheduler.result import Manifest, Result
+from scheduler.result import Manifest
 from scheduler.series import Series, Watching
 from scheduler.slices import Machine
 from scheduler.spec import AuditTest, LoadgenRound, RunSpec, loadgen_round
@@ -56,14 +56,15 @@ def audit(asked: Asked, plan_of: PlanOf, runs: Series, watching: Watching) -> di
         FolderDamaged: a run's folder lacks what judging needs.
     """
     round_ = loadgen_round(asked.spec.round)
+    given = given_runs(asked, plan_of)
     folders: dict[str, RunFolder] = {}
     for key in audit_rules.steps(asked.test, round_):
         plan, spec = _accuracy(asked.spec, plan_of) if key == ACCURACY else (plan_of(asked.spec), asked.spec)
         if key not in (PERFORMANCE, ACCURACY):
             plan = test_plan(key, plan, folders[PERFORMANCE], round_)
 
-        if key in asked.given:
-            folders[key] = _given(key, asked.given[key], plan)
+        if key in given:
+            folders[key] = given[key]
         else:
             runs.run(key, plan, spec, asked.machine, watching)
             folders[key] = RunFolder(runs.path / "runs" / key)
@@ -88,9 +89,13 @@ def _accuracy(performance: RunSpec, plan_of: PlanOf) -> tuple[Plan, RunSpec]:
 
 
 def test_plan(key: str, plan: Plan, performance: RunFolder, round_: LoadgenRound) -> Plan:
-    """The performance run's plan with the rate and the batch size it ran with, and the test's settings."""
+    """The performance run's plan with the rate, batch size and batch times it ran with, and the test's settings."""
     effective = performance.effective(plan.main.name)
-    settings = replace(plan.main.settings, target_qps=_rate(effective))
+    settings = replace(
+        plan.main.settings,
+        target_qps=_rate(effective),
+        batch_times_ns=_batch_times(performance.calibration(plan.main.name), effective["batch_size"]),
+    )
     main = replace(
         plan.main,
         options=replace(plan.main.options, batch_size=effective["batch_size"]),
@@ -99,6 +104,15 @@ def test_plan(key: str, plan: Plan, performance: RunFolder, round_: LoadgenRound
     why = f"not comparable to MLPerf: it is {key}, a compliance test of round {round_.round}"
     notes = (note for note in plan.notes if not note.startswith("not comparable"))
     return replace(plan, main=main, comparable_to_mlperf=False, notes=(why, *notes))
+
+
+def _batch_times(calibration: Mapping[str, Any], largest: int) -> tuple[tuple[int, int, int, int], ...]:
+    """As the performance run measured them, so that a test neither measures nor decides anew."""
+    return tuple(
+        (one["batch_size"], one["median_ns"], one["mean_ns"], one["batches"])
+        for one in calibration.get("batch_times", [])
+        if one["batch_size"] <= largest
+    )
 
 
 def _rate(effective: Mapping[str, Any]) -> float:
@@ -112,6 +126,28 @@ def _rate(effective: Mapping[str, Any]) -> float:
 
 
 # ---------------------------------------------------------------------- runs that were made already
+
+
+def given_runs(asked: Asked, plan_of: PlanOf) -> dict[str, RunFolder]:
+    """The runs that were made already, by key.
+
+    Raises:
+        SpecError: one is not of what is asked, or no part of the test.
+        FolderDamaged: one cannot be read.
+    """
+    found: dict[str, RunFolder] = {}
+    for key, path in asked.given.items():
+        if key not in audit_rules.steps(asked.test, loadgen_round(asked.spec.round)):
+            raise SpecError(
+                asked=f"--{key}-run {path}",
+                found=f"{asked.test} has no {key} run",
+                do="leave the option out",
+            )
+
+        plan = _accuracy(asked.spec, plan_of)[0] if key == ACCURACY else plan_of(asked.spec)
+        found[key] = _given(key, path, plan)
+
+    return found
 
 
 def _given(key: str, path: Path, plan: Plan) -> RunFolder:
@@ -201,7 +237,7 @@ def _path_from(path: Path, run_folder: Path) -> str:
 
 
 def _ran(folder: RunFolder) -> Ran:
-    result = Result.model_validate(folder.result())
+    result = judging.read_result(folder)
     try:
         log = parse(folder.log_lines(_main(folder)))
     except LogError:

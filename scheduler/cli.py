@@ -1,8 +1,10 @@
 """The command line: options in, exit code out. Decides nothing; imports what a command needs when it runs."""
 
+import errno
 import json
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -39,7 +41,8 @@ if TYPE_CHECKING:
 
     from scheduler.assignment import Plan
     from scheduler.mig_changes import Change
-    from scheduler.result import Result
+    from scheduler.record import RunFolder
+    from scheduler.result import BenchmarkRecord, Result
     from scheduler.slices import Machine
     from scheduler.spec import RunSpec
 
@@ -139,12 +142,20 @@ def baseline(context: click.Context, /, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The result to stdout as JSON.")
 @click.pass_context
 def validate(context: click.Context, folder: Path, as_json: bool) -> None:
-    """Judge the run in FOLDER again, from the folder alone."""
+    """Judge the run in FOLDER again, from the folder alone.
+
+    In a run of a tuning each trial is judged (in a trial's folder: that one); the exit code is then 0 if all are as
+    their result.json says.
+    """
     from scheduler import judging
     from scheduler.record import RunFolder
     from scheduler.report import text
 
     recorded = RunFolder(folder)
+    trials = judging.judged_mains(recorded)
+    if trials is not None:
+        context.exit(_validate_trials(trials, as_json))
+
     result = judging.judge(recorded)
     if as_json:
         click.echo(result.model_dump_json(indent=2))
@@ -175,6 +186,27 @@ root.add_command(build)
 root.add_command(predecessor)
 root.add_command(matrix)
 root.add_command(report)
+
+
+def _validate_trials(trials: "Sequence[tuple[RunFolder, BenchmarkRecord]]", as_json: bool) -> int:
+    from scheduler import judging
+
+    judged = [(record.name, *judging.judged_again(own, record)) for own, record in trials]
+    if as_json:
+        click.echo(json.dumps([result.model_dump(mode="json") for _, result, _ in judged], indent=2))
+
+    for name, result, differing in judged:
+        breaches = ", ".join(finding.code for finding in result.findings if finding.severity == "breach")
+        if not as_json:
+            click.echo(f"{name}: {result.verdict}{f' ({breaches})' if breaches else ''}")
+
+        if differing:
+            told = ", ".join(differing)
+            click.echo(f"{name}: in result.json these do not follow from this folder: {told}", err=True)
+
+    bad = sum(bool(differing) for _, _, differing in judged)
+    click.echo(f"{len(judged)} trials judged again, {len(judged) - bad} as their result.json says", err=True)
+    return 1 if bad or not judged else 0
 
 
 # ---------------------------------------------------------------------- the run
@@ -262,7 +294,7 @@ def _show_result(result: "Result", folder: Path, as_json: bool, console: "Consol
 
     console.quiet = False
     text.show_result(result, console)
-    console.print(f"  folder: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"  folder: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -285,14 +317,23 @@ def main() -> None:
         BrokenPipeError,
     ):  # click's, when whoever read our output is gone: no verdict was told
         code = 3
-    except Exception:  # noqa: BLE001 - the last resort: a bug is told as one
-        import traceback
-
-        traceback.print_exc()
-        click.echo("hetero-mig met a bug of its own; nothing it started is left running", err=True)
+    except Exception as error:  # noqa: BLE001 - the last resort: a bug is told as one
+        _tell_the_unexpected(error)
         code = 3
 
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _tell_the_unexpected(error: Exception) -> None:
+    if (
+        isinstance(error, OSError) and error.errno == errno.ENOSPC
+    ):  # records tell of their own disk: errors.DiskFull
+        found = f"no space is left where that goes ({error.filename or 'standard output'})"
+        click.echo(f"asked: to write out the answer\nfound: {found}\ndo:    free some space there", err=True)
+        return
+
+    traceback.print_exception(error)
+    click.echo("hetero-mig met a bug of its own; nothing it started is left running", err=True)
 
 
 def _have_standard_streams() -> None:

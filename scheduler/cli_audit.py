@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("test", type=click.Choice(["TEST01", "TEST04", "TEST05"], case_sensitive=False))
+@click.argument(
+    "test",
+    type=click.Choice(["TEST01", "TEST04", "TEST05"], case_sensitive=False),
+    metavar="TEST01|TEST04|TEST05",
+)
 @run_options("main_mode", "accuracy_target", "fidelity_samples", "layout")
 @click.option(
     "--performance-run",
@@ -58,6 +62,7 @@ def _audit(test: str, options: dict[str, Any]) -> int:
     machine = read_machine()
     asked = audits.Asked(test=_had_by_the_round(test, spec), spec=spec, machine=machine, given=given)
     plan = plan_of(spec, machine)
+    audits.given_runs(asked, lambda one: plan_of(one, machine))
     if options["dry_run"]:
         report.show_steps(asked, plan, console)
         return 0

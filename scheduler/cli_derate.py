@@ -2,6 +2,7 @@
 
 import json
 from functools import partial
+from math import isnan
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
     from scheduler.slices import Machine
     from scheduler.spec import RunSpec
 
+
+def _margin(_context: click.Context, option: click.Parameter, value: float | None) -> float | None:
+    """A percentage as a fraction; click's range lets nan through."""
+    if value is not None and isnan(value):
+        raise click.BadParameter("nan is not a percentage; write 2", param=option)
+
+    return None if value is None else value / 100
+
+
 NOT_OF_A_DERATING = ("main_mode", "accuracy_target", "fidelity_samples", "layout")
 """Answers have no derating; and a layout that is made anew is no longer the same slice: ``mig apply`` it before."""
 
@@ -35,6 +45,7 @@ NOT_OF_A_DERATING = ("main_mode", "accuracy_target", "fidelity_samples", "layout
     "--margin",
     type=click.FloatRange(0, 50, min_open=True),
     metavar="PERCENT",
+    callback=_margin,
     help="A difference smaller than this does not matter (default 2).",
 )
 @click.pass_context
@@ -55,7 +66,7 @@ def derate(context: click.Context, /, repeats: int | None, margin: float | None,
     machine, spec = read_machine(), spec_of(options)
     plan = plan_of(spec, machine)
     repeats = statistics.REPEATS if repeats is None else repeats
-    margin = statistics.MARGIN if margin is None else margin / 100
+    margin = statistics.MARGIN if margin is None else margin
     if options["dry_run"]:
         _tell_plan(plan, repeats, options["as_json"], console)
         return
@@ -92,7 +103,7 @@ def _measure(
     place = series.place(options["output"], name, question)
     with series.opened(place, question) as runs:
         _show_plan(plan, repeats, console)
-        console.print(f"folder: {runs.path}", highlight=False, soft_wrap=True)
+        console.print(f"folder: {runs.path}", markup=False, highlight=False, soft_wrap=True)
         shown = _announced(console, repeats, plain=options["verbose"])
         plan_for = partial(plan_of, machine=machine)
         return carry_out(runs, spec, plan_for, machine, shown, repeats=repeats, margin=margin), runs.path
@@ -102,7 +113,7 @@ def _announced(console: "Console", repeats: int, *, plain: bool) -> "Watching":
     show = watching(console, plain=plain)
 
     def shown(plan: Any, folder: Any, clock: Any) -> Any:
-        console.print(f"run {folder.path.name}, of {repeats} pairs", highlight=False)
+        console.print(f"run {folder.path.name}; pairs: {repeats}", highlight=False)
         return show(plan, folder, clock)
 
     return shown
@@ -121,7 +132,7 @@ def _show_plan(plan: "Plan", repeats: int, console: "Console") -> None:
     from scheduler.report import text
 
     text.show_plan(plan, console)
-    console.print(f"{2 * repeats} runs: main alone and so, in turn, {repeats} times", highlight=False)
+    console.print(f"{2 * repeats} runs: main alone and so, in turn", highlight=False)
 
 
 def _show(found: "Derating", folder: "Path", as_json: bool, console: "Console") -> None:
@@ -132,4 +143,4 @@ def _show(found: "Derating", folder: "Path", as_json: bool, console: "Console") 
 
     console.quiet = False
     report.show(found, console)
-    console.print(f"  folder: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"  folder: {folder}", markup=False, highlight=False, soft_wrap=True)

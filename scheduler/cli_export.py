@@ -1,6 +1,7 @@
 """``hetero-mig export``: runs as the folder tree of an MLPerf submission."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -80,8 +81,11 @@ def _any(word: str) -> Any:
 
 
 def _folder_name(option: str, name: str) -> str:
-    if not name or name.startswith(".") or any(sign in name for sign in "/\\ \t\n"):
-        raise click.UsageError(f"{option} {name!r}: it names a folder; MLPerf's scripts take no blanks in it")
+    # MLPerf's scripts hand paths to a shell, unquoted.
+    if not re.fullmatch(r"\w[\w.+@=,-]*", name):
+        raise click.UsageError(
+            f"{option} {name!r}: it names a folder, for MLPerf's scripts; take letters, digits and _ . + @ = , -"
+        )
 
     return name
 

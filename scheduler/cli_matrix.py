@@ -148,11 +148,12 @@ def _measure(asked: "Asked", machine: "Machine", options: dict[str, Any], consol
         report.for_single_runs(console, every_event=options["verbose"]), plain=options["verbose"]
     )
     with series.opened(folder, question) as runs:
-        console.print(f"folder: {runs.path}", highlight=False, soft_wrap=True)
+        console.print(f"folder: {runs.path}", markup=False, highlight=False, soft_wrap=True)
         result = series_of_runs.measure(
             asked, runs, machine, shown, lambda progress: report.show_progress(progress, console)
         )
         report.write_files(result, runs.path)
+        runs.write_answer(result.model_dump(mode="json"))  # last: till then the same command goes on with it
         _show(result, runs.path, options, console)
 
     return _exit_code(result)
@@ -168,6 +169,7 @@ def _show(result: "MatrixResult", folder: Path, options: dict[str, Any], console
     report.show(result, console)
     console.print(
         f"  folder: {folder} (result.json, matrix.csv, matrix.svg, matrix.png)",
+        markup=False,
         highlight=False,
         soft_wrap=True,
     )

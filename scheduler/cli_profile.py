@@ -153,6 +153,7 @@ def _measured(
     from scheduler import inspection, series
     from scheduler import profile as composition
     from scheduler.clock import Clock
+    from scheduler.record import disk_errors
     from scheduler.report import profile_files
     from scheduler.report.profile_text import ProfileView
 
@@ -177,11 +178,12 @@ def _measured(
             with ProfileView(console, plain=asked["verbose"]) as watch:
                 rows += composition.carry_out(steps, about, place, clock, watch, sampled)
 
-        profile_files.write(place.path, rows)
-        if not asked["no_pictures"]:
-            from scheduler.report import profile as pictures
+        with disk_errors(place.path):
+            profile_files.write(place.path, rows)
+            if not asked["no_pictures"]:
+                from scheduler.report import profile as pictures
 
-            pictures.draw(place.path, rows)
+                pictures.draw(place.path, rows)
 
         place.write_answer(composition.answer(rows, about))
         return rows, place.path
@@ -195,7 +197,7 @@ def _show(rows: "Sequence[Row]", folder: Path, console: "Console | None") -> Non
         return
 
     profile_text.show_table(rows, console)
-    console.print(f"folder: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"folder: {folder}", markup=False, highlight=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------------- what is asked

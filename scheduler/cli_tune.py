@@ -1,5 +1,7 @@
 """``hetero-mig tune``: the highest rate at which main keeps its latency, alone and in company."""
 
+import math
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -102,7 +104,7 @@ def _tune(options: dict[str, Any]) -> int:
     question = series.question("tune", _question(spec.model_dump(mode="json"), asked), slices)
     folder = series.place(options["output"], f"tune-{plan.main.workload}", question)
     with series.opened(folder, question) as runs:
-        result = _answered(runs.answer())
+        result = _answered(runs.answer(), folder)
         if result is None:
             view = TuneView(plan, asked, console, plain=options["verbose"])
             journal = Journal(runs)
@@ -116,16 +118,17 @@ def _tune(options: dict[str, Any]) -> int:
 
     console.quiet = False
     show_tuning(result, console)
-    console.print(f"  folder: {folder}", highlight=False, soft_wrap=True)
+    console.print(f"  folder: {folder}", markup=False, highlight=False, soft_wrap=True)
     asked_for = result.hetero if plan.background else result.baseline
     return 0 if asked_for is not None and asked_for.qps is not None else 1
 
 
-def _answered(answer: dict[str, Any] | None) -> "TuneResult | None":
+def _answered(answer: dict[str, Any] | None, folder: Path) -> "TuneResult | None":
     """An answer that is there already, unless more time may give a better one."""
+    from scheduler import judging
     from scheduler.tuning import TuneResult
 
-    result = None if answer is None else TuneResult.model_validate(answer)
+    result = None if answer is None else judging.understood(TuneResult, answer, f"result.json of {folder}")
     return None if result is None or result.ended == "out of time" else result
 
 
@@ -148,6 +151,14 @@ def _asked(options: dict[str, Any], plan: "Plan") -> "Asked":
             found=f"a full-length trial lasts {full_s:g} s",
             do="make it shorter than that, or give a longer --main-duration",
         )
+
+    for name in ("tolerance", "baseline_qps"):
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise SpecError(
+                asked=f"--{name.replace('_', '-')} {options[name]}",
+                found="that is no finite number",
+                do="give one",
+            )
 
     if options["baseline_qps"] is not None and not plan.background:
         raise SpecError(

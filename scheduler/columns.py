@@ -31,6 +31,8 @@ class WorkerColumns(_Columns):
     pid: int
     slice: str
     cpu_s: float
+    children_cpu_s: float | None = None
+    """Asked twice a second."""
     memory_mib: float
     threads: int
     switches_voluntary: int

@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from scheduler import comparison, judging
 from scheduler.comparison import Compared
 from scheduler.conditions import Measured, clocks
 from scheduler.derating import Derating
 from scheduler.errors import SpecError
 from scheduler.record import RunFolder
-from scheduler.result import Result
 
 
 def compare(a: Path, b: Path, *, max_regression: float | None, max_p99_regression: float | None) -> Compared:
@@ -25,7 +22,7 @@ def compare(a: Path, b: Path, *, max_regression: float | None, max_p99_regressio
         rows, conditions = comparison.runs(one, other)
         verdicts = one.result.verdict, other.result.verdict
     elif isinstance(one, Derating) and isinstance(other, Derating):
-        rows, conditions = comparison.deratings(one, other)
+        rows, conditions = comparison.deratings(one, other, (_first_run(a, one), _first_run(b, other)))
         verdicts = one.verdict, other.verdict
     else:
         raise SpecError(
@@ -40,7 +37,7 @@ def compare(a: Path, b: Path, *, max_regression: float | None, max_p99_regressio
         verdicts=verdicts,
         rows=rows,
         conditions=conditions,
-        regressions=comparison.regressions(rows, verdicts, max_regression, max_p99_regression),
+        regressions=comparison.regressions(rows, verdicts, max_regression, max_p99_regression, conditions),
     )
 
 
@@ -67,15 +64,10 @@ def read(path: Path) -> Measured | Derating:
             do="name the folder of a run or of a derating",
         )
 
-    try:
-        return Derating.model_validate(folder.result()) if kind == "derate" else measured(folder)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise SpecError(
-            asked=f"result.json of {path}",
-            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
-            do="read it with the version of hetero-mig that wrote it",
-        ) from None
+    if kind == "derate":
+        return judging.understood(Derating, folder.result(), f"result.json of {path}")
+
+    return measured(folder)
 
 
 def run_in(path: Path) -> Measured:
@@ -91,14 +83,18 @@ def run_in(path: Path) -> Measured:
     return run_in(path / "runs" / found.runs[-1].key)
 
 
+def _first_run(path: Path, found: Derating) -> Measured | None:
+    folder = RunFolder(path / "runs" / found.runs[0].key)
+    return measured(folder) if folder.has_result() else None
+
+
 def measured(folder: RunFolder) -> Measured:
     """One run with its conditions.
 
     Raises:
-        ValidationError: its ``result.json`` is not one of this version.
-        FolderDamaged: a file that is needed cannot be read.
+        FolderDamaged: a file that is needed cannot be read, or is not one of this version.
     """
-    result, told = Result.model_validate(folder.result()), judging.read_manifest(folder)
+    result, told = judging.read_result(folder), judging.read_manifest(folder)
     window = result.main.window
     span = None if window.begin_s is None or window.end_s is None else (window.begin_s, window.end_s)
     return Measured(

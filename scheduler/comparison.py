@@ -11,6 +11,7 @@ from workloads.protocol import Scenario
 
 SCHEMA_VERSION = 1
 FOLLOW_FROM_THE_RATE = ("setting samples_per_query", "setting min_sample_count")
+WHAT_IS_MEASURED = ("workload", "scenario")
 LATENCIES = ("mean", "p50", "p90", "p95", "p99", "p999")
 
 
@@ -69,8 +70,14 @@ def runs(a: Measured, b: Measured) -> tuple[list[Row], list[Condition]]:
     return [*_of_main(a, b), *_of_background(a, b)], conditions
 
 
-def deratings(a: Derating, b: Derating) -> tuple[list[Row], list[Condition]]:
-    """Two deratings: of each figure the ratio, and what it was alone and in company."""
+def deratings(
+    a: Derating, b: Derating, firsts: tuple[Measured | None, Measured | None] = (None, None)
+) -> tuple[list[Row], list[Condition]]:
+    """Two deratings: of each figure the ratio, and what it was alone and in company.
+
+    Args:
+        firsts: the first run of each, which tells its machine and versions; None where its folder is not kept.
+    """
     here, there = ({one.figure: one for one in each.ratios} for each in (a, b))
     rows = []
     for figure in (figure for figure in here if figure in there):
@@ -82,22 +89,36 @@ def deratings(a: Derating, b: Derating) -> tuple[list[Row], list[Condition]]:
         ]
 
     conditions = list(_unlike(_conditions_of(a), _conditions_of(b)))
-    return rows, conditions
+    one_run, other_run = firsts
+    if one_run is None or other_run is None:
+        told = ["not known" if run is None else "in its runs/" for run in firsts]
+        return rows, [*conditions, Condition(name="machine and versions", a=told[0], b=told[1])]
+
+    of_the_question = [one for one in conditions if one.name in ("background", "pairs", "slices")]
+    return rows, [*of_the_question, *runs(one_run, other_run)[1]]
 
 
 def regressions(
-    rows: Sequence[Row], verdicts: tuple[str, str], most: float | None, most_p99: float | None
+    rows: Sequence[Row],
+    verdicts: tuple[str, str],
+    most: float | None,
+    most_p99: float | None,
+    conditions: Sequence[Condition] = (),
 ) -> list[str]:
     """Where B is worse than A by more than asked, or cannot be held against it.
 
     Args:
         most: of the main figure, as a fraction; None: not asked for.
         most_p99: of main's latency p99.
+        conditions: in which the two differ; figures of two workloads or scenarios are no regression of one another.
     """
     if most is None and most_p99 is None:
         return []
 
     found = [f"{name} is INVALID" for name, verdict in zip("AB", verdicts, strict=True) if verdict != "VALID"]
+    found += [
+        f"{one.name} is {one.a} in A and {one.b} in B" for one in conditions if one.name in WHAT_IS_MEASURED
+    ]
     p99 = next((row for row in rows if row.figure.startswith("latency p99") and ".9" not in row.figure), None)
     for row, limit, what in (
         (rows[0] if rows else None, most, "main figure"),

@@ -1,6 +1,6 @@
 """Under which conditions a run was measured, and in which of them two runs differ. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose
 from statistics import fmean
@@ -62,7 +62,7 @@ def conditions(run: Measured) -> dict[str, Any]:
     """By name: what, of what size, with which settings, on which slice, beside whom, on which machine."""
     main, planned, host = run.result.main, run.manifest.main, run.manifest.host
     slice_ = _main_slice(run)
-    gpu = _gpu_settings(run)
+    gpu = gpu_settings(run)
     return {
         "kind": run.result.kind,
         "workload": main.workload,
@@ -114,23 +114,20 @@ def clocks(samples: Sequence[Mapping[str, Any]], run: Manifest, window: tuple[fl
 
 
 def gpu_of(run: Manifest) -> str | None:
-    """UUID of the GPU that main's slice is on; None on CPU cores."""
-    settings: Iterable[str] = run.gpus.get("settings") or {}
-    found = [one for one in run.slices if one.id == run.main.slice]
-    uuid = found[0].uuid if found else None
-    if uuid is None or uuid in settings:
-        return uuid
+    """UUID of the GPU that main's slice is on; None on CPU cores, and where the record does not tell it."""
+    found = next((one for one in run.slices if one.id == run.main.slice), None)
+    if found is not None and found.placement is not None:
+        return found.placement.gpu_uuid
 
-    index = run.main.slice.partition(":")[0].removeprefix("gpu")  # a MIG device: gpu0:gi7:ci0
-    ordered = list(settings)
-    return ordered[int(index)] if index.isdecimal() and int(index) < len(ordered) else None
+    return found.uuid if found is not None and found.kind == "gpu" else None
 
 
 def _main_slice(run: Measured) -> SliceRecord | None:
     return next((one for one in run.result.slices if one.id == run.result.main.slice), None)
 
 
-def _gpu_settings(run: Measured) -> Mapping[str, Any]:
+def gpu_settings(run: Measured) -> Mapping[str, Any]:
+    """How main's GPU was set up, by the fields of ``nvml.GpuSettings``; empty where main was on CPU cores."""
     settings: Mapping[str, Any] = (run.manifest.gpus.get("settings") or {}).get(gpu_of(run.manifest)) or {}
     return settings
 

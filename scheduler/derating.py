@@ -160,7 +160,7 @@ def answer(pairs: Sequence[Pair], repeats: int, margin: float = MARGIN) -> Derat
         repeats=repeats,
         pairs=len(compared) if ratios else 0,
         ratios=ratios,
-        findings=[*findings, *_of_words(ratios)],
+        findings=[*findings, *_of_words(ratios, len(pairs))],
         runs=[_told(run) for run in runs],
         slices=first.result.slices if company is None else company.slices,
     )
@@ -279,7 +279,8 @@ def _mean_clocks(runs: Sequence[Measured]) -> str:
     return f"; mean SM clock {', '.join(told)}" if told else ""
 
 
-def _of_words(ratios: Sequence[Ratio]) -> Iterable[Finding]:
+def _of_words(ratios: Sequence[Ratio], measured: int) -> Iterable[Finding]:
+    """How to go on; ``measured`` counts the pairs that are there, those that are left out as well."""
     noisy = [one for one in ratios if one.decision == "too noisy to tell"]
     more = [one.repeat_more for one in noisy if one.repeat_more is not None]
     if more:
@@ -289,8 +290,8 @@ def _of_words(ratios: Sequence[Ratio]) -> Iterable[Finding]:
             message=f"too noisy to tell: {', '.join(one.figure for one in noisy).replace('p999', 'p99.9')}",
             figure=ratios[0].pairs,
             limit=ratios[0].pairs + max(more),
-            recommendation=f"the same command with --output (this folder) and --repeats "
-            f"{ratios[0].pairs + max(more)} measures {max(more)} pairs more",
+            recommendation=f"the same command with --output (this folder) and --repeats {measured + max(more)} "
+            f"measures {max(more)} pairs more",
         )
 
 

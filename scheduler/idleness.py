@@ -21,7 +21,7 @@ class Seen:
     before: tuple[int, ...] | None = ()
     """Processes computing there before main was launched; None: the driver does not tell."""
     after: tuple[int, ...] | None = ()
-    """The same once main's process was gone."""
+    """The same once main's process was gone; none where that is not yet noted."""
     busy: float | None = None
     """Part of the time of its cores, main's left out, that was spent working in main's window."""
 
@@ -36,7 +36,8 @@ def seen(
 
     Cores have a figure where main's window holds samples that are far enough apart.
     """
-    before, after = processes.get("before", {}), processes.get("after", {})
+    before = processes.get("before", {})
+    after = processes.get("after", dict.fromkeys(before, ()))
     gpus = [Seen(name=name, before=_pids(before[name]), after=_pids(after.get(name))) for name in before]
     within = [
         line

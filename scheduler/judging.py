@@ -1,9 +1,11 @@
 """The verdict on a run, from its folder alone: the evidence is gathered here, verdict.py judges it."""
 
+import re
 import signal
 from dataclasses import replace
+from typing import TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from scheduler import activity, events, idleness, verdict
 from scheduler.clock import Clock
@@ -15,6 +17,15 @@ from scheduler.result import SCHEMA_VERSION, BenchmarkRecord, Manifest, QualityR
 from scheduler.story import Story, until_the_next
 from scheduler.verdict import Evidence
 from workloads.progress import read_history, read_mark, work_in_window
+
+Model = TypeVar("Model", bound=BaseModel)
+
+OF_A_MAIN = "benchmark.json"
+"""In the folder of a main of several: its record."""
+GOES_ON = re.compile(
+    r"background\.\d+\.(samples_completed|filler_samples|loadgen_tests|loadgen_valid|loadgen_result.*|window\.end_s)"
+)
+"""In the result of one main of several: what is told of the background up to the moment of judging."""
 
 
 def judge(folder: RunFolder, main: BenchmarkRecord | None = None) -> Result:
@@ -41,7 +52,11 @@ def judge(folder: RunFolder, main: BenchmarkRecord | None = None) -> Result:
         evidence[one.name] = _background_evidence(folder, one.name, clock, window)
 
     idle = [one for one in planned.slices if one.id in planned.idle]
-    seen = idleness.seen(folder.idle(), folder.lines("telemetry.jsonl") if idle else [], window, idle)
+    noted = folder.idle()
+    if planned.first_main is not None:  # what is noted at the run's end came after other mains than this one
+        noted.pop("after", None)
+
+    seen = idleness.seen(noted, folder.lines("telemetry.jsonl") if idle else [], window, idle)
     return verdict.judge(planned, story, evidence, seen, _telemetry(folder, planned, window))
 
 
@@ -62,6 +77,67 @@ def read_manifest(folder: RunFolder) -> Manifest:
             f"{SCHEMA_VERSION})",
             do="judge it with the version of hetero-mig that wrote it, or name another folder",
         ) from None
+
+
+def understood(model: type[Model], found: object, asked: str) -> Model:
+    """What a file of a folder says.
+
+    Raises:
+        FolderDamaged: it is not what this version writes there.
+    """
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise FolderDamaged(
+            asked=asked,
+            found=f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}",
+            do="name the folder as it was left, to the version of hetero-mig that wrote it",
+        ) from None
+
+
+def judged_mains(folder: RunFolder) -> list[tuple[RunFolder, BenchmarkRecord]] | None:
+    """Each main that was judged, where mains follow one another: its folder and its record. None: there is one main.
+
+    Args:
+        folder: the run's, or that of one such main.
+
+    Raises:
+        FolderDamaged: there is no manifest, or it or a record cannot be read.
+    """
+    own = [folder]
+    if not (folder.path / OF_A_MAIN).exists():
+        first = read_manifest(folder).first_main
+        if first is None:
+            return None
+
+        names = [first, *(what.name for _at, what in folder.story() if isinstance(what, events.NextMain))]
+        own = [RunFolder(folder.path / name) for name in names]
+
+    return [
+        (one, understood(BenchmarkRecord, one.read_json(OF_A_MAIN), f"{OF_A_MAIN} of {one.path}"))
+        for one in own
+        if one.has_result()
+    ]
+
+
+def judged_again(own: RunFolder, main: BenchmarkRecord) -> tuple[Result, list[str]]:
+    """One main of several judged again, and where its own ``result.json`` differs.
+
+    What the background has done since then is no difference.
+    """
+    result = judge(RunFolder(own.path.resolve().parent), main)
+    found = differences(own.result(), result.model_dump(mode="json"))
+    return result, [where for where in found if not GOES_ON.fullmatch(where)]
+
+
+def read_result(folder: RunFolder) -> Result:
+    """What was judged of the run in ``folder``.
+
+    Raises:
+        FolderDamaged: there is no result, or it is not one of this version.
+    """
+    return understood(Result, folder.result(), f"result.json of {folder.path}")
 
 
 def exit_code(result: Result, folder: RunFolder) -> int:

@@ -64,7 +64,7 @@ def measure(
     watching: Watching,
     tell: Callable[[Progress], None],
 ) -> MatrixResult:
-    """Carry out what runs the series does not have yet, and write its answer.
+    """Carry out what runs the series does not have yet; whoever calls writes the answer down.
 
     Raises:
         SeriesCutShort: a run was stopped; the same command goes on from there.
@@ -92,9 +92,7 @@ def measure(
         results.append(result)
         durations_s.append(_lasted_s(series, run))
 
-    answer = _answer(asked, found, results)
-    series.write_answer(answer.model_dump(mode="json"))
-    return answer
+    return _answer(asked, found, results)
 
 
 def check(asked: Asked) -> list[Plan]:

@@ -210,11 +210,11 @@ def address_of(text: str) -> Address:
         SpecError: it is neither.
     """
     host, _, port = text.rpartition(":")
-    if not port.isdecimal() or not 0 <= int(port) < 65536:
+    if not port.isdecimal() or not 0 < int(port) < 65536:
         raise SpecError(
             asked=f"--metrics-port {text}",
             found="not a port",
-            do="give a number below 65536, as 9401; with an address before it, as 0.0.0.0:9401, others may ask too",
+            do="give a number from 1 to 65535, as 9401; with an address before it, as 0.0.0.0:9401, others may ask too",
         )
 
     return Address(host.strip("[]") or "127.0.0.1", int(port))
@@ -244,11 +244,11 @@ def published(port: str | None, textfile: Path | None) -> Iterator[RunMetrics]:
 def _served(address: Address, registry: CollectorRegistry) -> Iterator[None]:
     try:
         server, thread = start_http_server(address.port, address.host, registry)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # no host can be called so
         raise SpecError(
             asked=f"--metrics-port {address.host}:{address.port}",
-            found=error.strerror or str(error),
-            do="name another port, or end what listens there; nothing was started",
+            found=getattr(error, "strerror", None) or str(error),
+            do="name another address or port, or end what listens there; nothing was started",
         ) from None
 
     try:

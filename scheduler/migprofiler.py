@@ -7,6 +7,7 @@ besides, overridden in hydra's manner: ``benchmark_plan.fixed_time=60``, ``bench
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scheduler.errors import SpecError
@@ -86,7 +87,7 @@ def translated(words: Sequence[str]) -> Translated:
                 "MIGProfiler then goes through sequence lengths 32 to 512 at batch size 32: profile that apart"
             )
 
-    seconds = given.get("fixed_time", FIXED_TIME_S)
+    seconds = str(_above_0(given.get("fixed_time", FIXED_TIME_S), "fixed_time"))
     options: dict[str, str] = {f"--{name.replace('_', '-')}": text for name, text in lists.items()}
     options["--seconds"] = seconds
     if "gpu_i_id" in given:
@@ -124,8 +125,17 @@ def _by_key(words: Sequence[str]) -> dict[str, str]:
 
 
 def _list(text: str) -> str:
-    """``[1, 2,4]`` or ``1,2,4`` → ``1,2,4``."""
-    return ",".join(str(_whole(word, "a list")) for word in text.strip("[] ").split(","))
+    """``[1, 2,4]`` or ``1,2,4`` → ``1,2,4``, each once."""
+    numbers = [_above_0(word, "a list") for word in text.strip("[] ").split(",")]
+    return ",".join(str(number) for number in dict.fromkeys(numbers))
+
+
+def _above_0(text: str, what: str) -> int:
+    number = _whole(text, what)
+    if not number:
+        raise _refused(f"{what}: {text}", "nothing can be measured so", "ask for 1 or more")
+
+    return number
 
 
 def _whole(text: str, what: str) -> int:
@@ -143,9 +153,9 @@ def _converted(options: Mapping[str, str]) -> dict[str, Any]:
         if name in ("batch_sizes", "sequence_lengths"):
             found[name] = tuple(int(word) for word in text.split(","))
         elif name == "seconds":
-            found[name] = float(_whole(text, "fixed_time"))
+            found[name] = float(text)
         else:
-            found[name] = text
+            found[name] = Path(text) if name == "output" else text
 
     return found
 

@@ -242,7 +242,7 @@ def _say_runargs(asked: argparse.Namespace, runargs: argparse.Namespace, said: _
     for option, scenario in (("server_target_qps", "server"), ("offline_expected_qps", "offline")):
         rate = getattr(runargs, option)
         if rate is not None and asked.main_scenario == scenario:
-            said.say("--target-qps", f"{rate:g}")
+            said.say("--target-qps", f"{rate:.15g}")
         elif rate is not None:
             said.note(f"--{option} is left out: main runs under {asked.main_scenario}")
 

@@ -303,10 +303,12 @@ def latencies(folder: Path, row: Row) -> "npt.NDArray[np.int64]":
     Raises:
         FolderDamaged: they are not there.
     """
-    found = next(
-        (folder / "runs").glob(f"*/{row.cell}/{LATENCIES_FILE}"), folder / "runs" / row.cell / LATENCIES_FILE
-    )
-    return _latencies(found.parent)
+    runs = folder / "runs"
+    place = runs / row.cell / row.cell
+    if row.slices_together > 1:  # and not of an attempt cut short, whose folder ends otherwise
+        place = next(runs.glob(f"*-{sweep.TOGETHER}/{row.cell}"), place)
+
+    return _latencies(place)
 
 
 def read(folder: Path) -> list[Row]:
@@ -354,7 +356,9 @@ def _rows(folder: RunFolder) -> list[Row]:
         return [Row.model_validate(row) for row in folder.result()["rows"]]
     except (KeyError, TypeError, ValidationError) as error:
         raise FolderDamaged(
-            asked=f"the rows in {folder.path}", found=str(error).splitlines()[0], do="measure it again"
+            asked=f"the rows in {folder.path}",
+            found=str(error).splitlines()[0],
+            do="move that folder away: the same command as before measures it again",
         ) from error
 
 

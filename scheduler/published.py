@@ -13,7 +13,7 @@ from statistics import fmean
 from typing import Any
 
 import profiles
-from scheduler.conditions import Difference, Measured
+from scheduler.conditions import Difference, Measured, gpu_settings
 from workloads.protocol import Scenario
 
 SYSTEM = re.compile(
@@ -23,6 +23,9 @@ SYSTEM = re.compile(
     r"_TRT(?P<triton>_Triton)?(?P<hetero>_HeteroMultiUse)?"
 )
 """``DGX-A100_A100-SXM-80GB-MIG_1x1g.10gb_TRT_HeteroMultiUse``, ``A30x1_TRT``, ``NC96ads_A100_v4_MIG_1g_10gb_TRT``."""
+
+
+LONG = "600 s or more"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,13 +212,14 @@ def differences(run: Measured) -> list[Difference]:
     main, planned = run.result.main, run.manifest.main
     where = next((one for one in run.result.slices if one.id == main.slice), None)
     lasted_s = main.settings.get("min_duration_ms", 0) / 1000
+    hardware = gpu_settings(run).get("name") or (where.name if where else main.slice)
     told = [
-        ("hardware", where.name if where else main.slice, "A100 or A30, as listed"),
-        ("slice", where.kind if where else "–", "one MIG slice of 1g"),
+        ("hardware", hardware, "A100 or A30, as listed"),
+        ("slice", f"{where.kind} {where.name}" if where else "–", "one MIG slice of 1g"),
         ("software", f"torch {run.manifest.host.get('versions', {}).get('torch')}", "TensorRT"),
         ("precision", main.precision, "the submitter's (int8 or fp16; the summaries do not say)"),
         ("size", main.size, "full"),
-        ("minimum duration", f"{lasted_s:g} s", "600 s or more"),
+        ("minimum duration", f"{lasted_s:g} s" if lasted_s < 600 else LONG, LONG),
         ("samples in memory", str(main.settings.get("performance_sample_count", "–")), "the round's"),
         ("weights", str(planned.weights or "random, from the seed"), "MLPerf's, trained"),
         ("inputs", str(planned.data or "synthetic, from the seed"), "MLPerf's data set"),

@@ -75,7 +75,7 @@ class Series:
         if not folder.has_result():
             return None
 
-        result = Result.model_validate(folder.result())
+        result = judging.read_result(folder)
         return (folder, result) if judging.exit_code(result, folder) in CAME_TO_A_VERDICT else None
 
     def new_run(self, key: str) -> RunFolder:

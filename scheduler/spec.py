@@ -160,6 +160,8 @@ class RoundWorkload(BaseModel):
     """The benchmark's name in a submission, by the accuracy target in %."""
     required: dict[SystemType, tuple[Scenario, ...]] = {}
     """The scenarios that a submission must have, by kind of system; empty where the round has no such benchmark."""
+    datacenter_only: tuple[Literal["99", "99.9"], ...] = ()
+    """Accuracy targets that the round does not have on edge systems."""
     audits: tuple[AuditTest, ...] = ()
     """The compliance tests that a closed submission must have passed."""
     test01_samples: Count = 4096

@@ -113,10 +113,10 @@ def export(asked: Asked) -> list[str]:
     benchmarks = gathered(asked.folders)
     refused = [one for each in benchmarks for one in refusals(each, round_, asked.division)]
     _refuse(asked, [one.why for one in refused if not (asked.rehearsal and one.by_what_it_is)])
-    if asked.output.exists() and any(asked.output.iterdir()):
+    if asked.output.exists() and (not asked.output.is_dir() or any(asked.output.iterdir())):
         raise FolderTaken(
             asked=f"a submission tree in {asked.output}",
-            found="that folder holds something already",
+            found="that folder holds something already" if asked.output.is_dir() else "that is no folder",
             do="name another --output, or move it away",
         )
 
@@ -200,7 +200,16 @@ def gathered(folders: Sequence[Path]) -> list[Benchmark]:
 
 def _answer(folder: RunFolder) -> dict[str, Any]:
     answer = folder.result()
-    if answer.get("kind") != "audit":
+    if answer.get("kind") == "audit":
+        missing = [key for key in ("test", "verdict", "round", "runs") if key not in answer]
+        missing += [] if (folder.path / "mlperf" / "compliance").is_dir() else ["mlperf/compliance"]
+        if missing:
+            raise FolderDamaged(
+                asked=f"the audit in {folder.path}",
+                found=f"it lacks {', '.join(missing)}",
+                do="name the folder of an audit, as it was left",
+            )
+    else:
         raise FolderDamaged(
             asked=f"{folder.path} as part of a submission",
             found=f"it holds the answer to another question ({answer.get('kind')})",
@@ -226,6 +235,10 @@ def _add(benchmark: Benchmark, made: Made) -> None:
 def refusals(benchmark: Benchmark, round_: LoadgenRound, division: Division) -> Iterator[Refusal]:
     """Why these runs are not submittable, as far as a tree would not show it."""
     name = f"{benchmark.workload} {benchmark.scenario}"
+    if benchmark.workload not in round_.workloads:
+        yield Refusal(f"{name}: a model of your own, which is no benchmark of any round")
+        return
+
     if benchmark.target not in round_.of(benchmark.workload).submitted_as:
         yield Refusal(f"{name}: round {round_.round} has no such benchmark at {benchmark.target} %")
 

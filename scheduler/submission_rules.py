@@ -186,7 +186,7 @@ def _of_scenarios(round_: LoadgenRound, kind: SystemType, places: Sequence[Place
 
     for model, scenarios in by_model.items():
         benchmark = benchmark_of(round_, model)
-        required = () if benchmark is None else round_.of(benchmark[0]).required.get(kind, ())
+        required = () if benchmark is None else _required(round_, kind, *benchmark)
         where = f"{places[0].base}/results/{places[0].system}/{model}"
         if not required:
             yield f"{where}: round {round_.round} has no {model} on {kind} systems"
@@ -194,6 +194,11 @@ def _of_scenarios(round_: LoadgenRound, kind: SystemType, places: Sequence[Place
         for scenario in required:
             if scenario not in scenarios:
                 yield f"{where}: {scenario} is missing, which {kind} systems must have"
+
+
+def _required(round_: LoadgenRound, kind: SystemType, workload: str, target: Target) -> tuple[Scenario, ...]:
+    entry = round_.of(workload)
+    return () if kind == "edge" and target in entry.datacenter_only else entry.required.get(kind, ())
 
 
 # ---------------------------------------------------------------------- a benchmark

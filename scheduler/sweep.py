@@ -7,6 +7,7 @@ A **cell** is one workload on one slice under one load. A **step** is what runs 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from itertools import product
 
 from scheduler.assignment import Assignment
@@ -35,7 +36,11 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "nlp_train": ("bert:train",),
 }
 """MIGProfiler's workloads."""
+TOGETHER = "together"
+"""In place of a slice, in the key of a step of several."""
 STOP_GRACE_S = 5.0
+LONGEST_WORD = 80
+"""Of a workload's name in a folder's."""
 REAP_TIMEOUT_S = 5.0
 """From SIGKILL to giving up: only a process held by the kernel lives longer."""
 
@@ -125,7 +130,7 @@ def steps(
         for length, load, size in product(lengths, grid.loads, sizes):
             cells = tuple(_cell(one, size, length, load, layout) for one in on_slices)
             if together:
-                key = _name(cells[0].assignment, load, layout, "together")
+                key = _name(cells[0].assignment, load, layout, TOGETHER)
                 yield Step(key=key, cells=cells)
             else:
                 yield from (Step(key=cell.assignment.name, cells=(cell,)) for cell in cells)
@@ -154,12 +159,32 @@ def _place(slice_: Slice) -> str:
 
 def _name(one: Assignment, load: Load, layout: str, where: str) -> str:
     words = [layout] if layout else []
-    words += [one.workload, f"b{one.options.batch_size}"]
+    words += [_word(one.workload), f"b{one.options.batch_size}"]
     if one.options.sequence_length is not None:
         words.append(f"s{one.options.sequence_length}")
 
-    words.append(f"r{load.arrival_rate_per_s:g}" if load.concurrency is None else f"c{load.concurrency}")
-    return re.sub(r"[^\w.+-]+", "-", "-".join([*words, where]))
+    words.append(
+        f"c{load.concurrency}" if load.arrival_rate_per_s is None else _rate(load.arrival_rate_per_s)
+    )
+    return _plain("-".join([*words, where]))
+
+
+def _rate(per_s: float) -> str:
+    """With all its digits: two rates that differ have two names."""
+    return "r" + repr(float(per_s)).removesuffix(".0")
+
+
+def _word(workload: str) -> str:
+    """The workload's name as it may stand in a folder's; a digest keeps apart those that would come to the same."""
+    plain = _plain(workload)
+    if plain == workload.replace(":", "-") and len(plain) <= LONGEST_WORD:
+        return plain
+
+    return f"{plain[-LONGEST_WORD:]}-{sha256(workload.encode()).hexdigest()[:6]}"
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text)
 
 
 # ---------------------------------------------------------------- one step, while it runs

@@ -34,6 +34,9 @@ BUDGET, SAVED_S = 0.0075, 1.0
 """Of a core, for sampling, and for how long it may be saved up. With the supervisor's own work the launcher stays
 under 1 %."""
 
+CHILDREN_EVERY_S = 0.5
+"""A worker's children are asked of each of its threads: some 10 µs each."""
+
 SOURCES = {"host": "psutil and /proc/stat", "workers": "/proc and progress.bin"}
 
 
@@ -86,6 +89,7 @@ def processes_noted(folder: RunFolder, gpu_uuids: Sequence[str]) -> Iterator[Non
         return
 
     before = _processes(gpu_uuids)
+    folder.write_json("idle.json", {"before": before})  # a trial is judged before the run's end
     yield
     folder.write_json("idle.json", {"before": before, "after": _processes(gpu_uuids)})
 
@@ -227,6 +231,7 @@ class _Workers:
         self._living = living
         self._open: dict[str, OpenProcess] = {}
         self._marks: dict[str, _Mark] = {}
+        self._children_due_s = 0.0
         self.booked: dict[int, int | None] = {}
         """Pid → MiB of GPU memory that the driver books to it; the devices' turns write it."""
 
@@ -246,8 +251,10 @@ class _Workers:
         """Of those that live there now."""
         return [pid for pid, where in self._living().values() if where == slice_id]
 
-    def take(self, _now_s: float, learn: Learn) -> Line:
+    def take(self, now_s: float, learn: Learn) -> Line:
         living = self._living()
+        children_too = now_s >= self._children_due_s
+        self._children_due_s = now_s + CHILDREN_EVERY_S if children_too else self._children_due_s
         for name, process in list(self._open.items()):
             if name not in living or living[name][0] != process.pid:
                 self._let_go(name)
@@ -267,6 +274,11 @@ class _Workers:
             columns = self._columns(name, pid, slice_id)
             if columns is not None:
                 workers[name] = columns
+
+            if columns is not None and children_too:
+                columns["children_cpu_s"] = self._open[name].children_cpu_s()
+                if columns["children_cpu_s"] is None:
+                    learn(f"workers.{name}.children_cpu_s", "it has ended, or this kernel tells no children")
 
         return {"workers": workers} if workers else {}
 

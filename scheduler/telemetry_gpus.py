@@ -177,6 +177,7 @@ class _Instance:
         return {"memory_used_mib": used_mib}
 
     def _processes(self, one: GpuSlice | MigSlice, why: dict[str, str]) -> dict[str, Any]:
+        ours = set(self._pids_on(one.id))  # before and after: one of ours may end, or come, in between
         try:
             processes = self._nvml.processes(one.uuid)
         except GpuError as error:
@@ -185,7 +186,7 @@ class _Instance:
 
         self._booked.update({process.pid: process.used_memory_mib for process in processes})
         pids = {process.pid for process in processes}
-        ours = self._pids_on(one.id)
+        ours |= set(self._pids_on(one.id))
         return {"processes": len(pids), "foreign_pids": strangers(pids, ours)}
 
 
@@ -228,7 +229,8 @@ class _FromDcgm:
         columns, why = self._exporter.activity(gpu_uuid, gpu_instance_id)
         said_before = self._told.get(key) == answers
         self._told[key] = answers
-        return ({}, {}) if said_before and not why else (columns, why)
+        anything = any(value is not None for value in columns.values())
+        return ({}, {}) if said_before and anything else (columns, why)
 
 
 _Source = _FromGpm | _FromDcgm

@@ -70,7 +70,11 @@ class Journal:
 
     def __init__(self, runs: Series) -> None:
         self._runs = runs
-        self.trials = [TrialRecord.model_validate(line) for line in runs.lines(JOURNAL)]
+        told = f"{JOURNAL} of {runs.path}"
+        self.trials = [
+            judging.understood(TrialRecord, line, f"line {number} of {told}")
+            for number, line in enumerate(runs.lines(JOURNAL), start=1)
+        ]
         self._before_s = self.trials[-1].elapsed_s if self.trials else 0.0
         self._clock = Clock.start()
 
@@ -182,7 +186,7 @@ class _Search:
             SeriesCutShort: the run ended before the search did.
         """
         while isinstance(step := self._next(), Try):
-            if not self._in_time(step):
+            if not self._in_time(step, self._plan.windows.start_buffer_s if self._plan.background else 0.0):
                 raise OutOfTime
 
             self._run(step)
@@ -223,9 +227,13 @@ class _Search:
         scenario = self._plan.main.settings.scenario
         return next_step(scenario, self._tuning.asked, self._hint, self._journal.of(self._of))
 
-    def _in_time(self, step: Try) -> bool:
+    def _in_time(self, step: Try, before_s: float = 0.0) -> bool:
         limit_s = self._tuning.asked.max_time_s
-        return limit_s is None or self._journal.elapsed_s + self._duration_s(step.kind) <= limit_s
+        lasts_s = self._duration_s(step.kind)
+        if step.rate:
+            lasts_s = max(lasts_s, self._least_queries(step.kind) / step.rate)
+
+        return limit_s is None or self._journal.elapsed_s + before_s + lasts_s <= limit_s
 
     def _hopeless(self) -> bool:
         """The last trials of this run have all been spoiled."""
@@ -235,6 +243,12 @@ class _Search:
     def _duration_s(self, kind: Kind) -> float:
         full_s = self._plan.main.settings.min_duration_ms / 1e3
         return min(self._tuning.asked.screening_s, full_s) if kind == "screening" else full_s
+
+    def _least_queries(self, kind: Kind) -> int:
+        """Where a short trial only measures the rate, as many as it takes: the round's may be minutes of them."""
+        settings = self._plan.main.settings
+        sizes = kind == "screening" and settings.scenario is not Scenario.SERVER
+        return 1 if sizes else settings.min_query_count
 
     def _trial(self, step: Try) -> Assignment:
         """The step as a benchmark of its own; from now on it is the one at hand."""
@@ -256,6 +270,7 @@ class _Search:
                 settings,
                 target_qps=step.rate or None,
                 min_duration_ms=max(1, round(duration_s * 1e3)),
+                min_query_count=self._least_queries(step.kind),
                 server_max_async_queries=most,
                 batch_times_ns=tuple(known[-1]) if known else (),
             ),
@@ -271,7 +286,7 @@ class _Search:
         record = run.benchmark_record(self._at_hand)
         result = judging.judge(self._folder, record)
         own = RunFolder(self._folder.benchmark(record.name))
-        own.write_json("benchmark.json", record.model_dump(mode="json"))
+        own.write_json(judging.OF_A_MAIN, record.model_dump(mode="json"))
         own.write_result(result.model_dump(mode="json"))
         calibrated = self._folder.calibration(record.name)
         self._journal.add(

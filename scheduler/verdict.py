@@ -103,6 +103,12 @@ def judge(
         if one.killed:
             findings.append(_killed(planned))
 
+    if window is None and not any(finding.severity == "breach" for finding in findings):
+        told = f"{manifest.main.name}: the record tells of no window in which it was measured"
+        findings.append(
+            Finding(code="no-window", severity="breach", message=told, recommendation="run again")
+        )
+
     findings += idleness.findings(idle)
     findings += [] if telemetry is None else activity.findings(telemetry, window)
     shortfall = _mlperf_shortfall(manifest, main_evidence)
@@ -480,10 +486,7 @@ def _notes(one: BenchmarkStory) -> list[str]:
 
 
 def _metric(log: LoadgenResult | None) -> Metric | None:
-    if log is None or log.metric is None:
-        return None
-
-    return Metric(name=log.metric.name, value=log.metric.value, unit=log.metric.unit)
+    return None if log is None or log.metric is None else Metric.model_validate(asdict(log.metric))
 
 
 def _at(window: tuple[float, float] | None, edge: int) -> float | None:

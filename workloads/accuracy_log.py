@@ -52,7 +52,7 @@ class AccuracyLog(Mapping[int, bytes]):
                 at += len(line)
                 if entry is not None:
                     index, begin, end = entry
-                    yield index, bytes.fromhex(line[begin:end].decode("ascii"))
+                    yield index, self._answer(index, line[begin:end])
 
     def _note(self, line: bytes, at: int) -> None:
         entry = self._entry(line, at)
@@ -79,7 +79,15 @@ class AccuracyLog(Mapping[int, bytes]):
         begin, length = self._places[index]
         with self.path.open("rb") as file:
             file.seek(begin)
-            return bytes.fromhex(file.read(length).decode("ascii"))
+            return self._answer(index, file.read(length))
+
+    def _answer(self, index: int, digits: bytes) -> bytes:
+        try:
+            return bytes.fromhex(digits.decode("ascii"))
+        except ValueError:
+            raise WorkloadError(
+                f"the answers of an accuracy run, {self.path}: that to sample {index} is no hexadecimal number"
+            ) from None
 
     def __iter__(self) -> Iterator[int]:
         return iter(self._places)

@@ -277,6 +277,7 @@ def _timed(watch: Stopwatch, settings: LoadgenSettings, at_once: int) -> Timed:
     if settings.batch_times_ns:
         known = tuple(BatchTime(*one) for one in settings.batch_times_ns)
         watch.reach(known)
+        watch.finish()
         return warm_up, known
 
     whole = watch.settle(at_once, warm_up[1:])

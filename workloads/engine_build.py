@@ -81,18 +81,28 @@ def load(
         lease = cache.lease(facts_of(name, code, shape, options))
     except NotKept as refusal:
         _compute(workload, sizes)
-        took_s = time.monotonic() - began
-        note = f"engine cache: built in {took_s:.1f} s and not kept: {refusal}"
-        return Prepared(how="not kept", key="", batch_sizes=sizes, took_s=took_s, note=note)
+        return _not_kept(sizes, time.monotonic() - began, refusal)
 
     os.environ.update({name: str(lease.folder / below) for name, below in VARIABLES.items()})
     with ExitStack() as on_failure:
         on_failure.enter_context(lease)
         _compute(workload, sizes)
-        made = _kept(lease, cache, sizes, time.monotonic() - began)
-        on_failure.pop_all()
+        took_s = time.monotonic() - began
+        try:
+            made = _kept(lease, cache, sizes, took_s)
+        except NotKept as refusal:
+            for variable in VARIABLES:  # what is compiled from now on goes where torch puts it by itself
+                del os.environ[variable]
 
-    return made
+            return _not_kept(sizes, took_s, refusal)
+
+        on_failure.pop_all()
+        return made
+
+
+def _not_kept(sizes: tuple[int, ...], took_s: float, refusal: NotKept) -> Prepared:
+    note = f"engine cache: built in {took_s:.1f} s and not kept: {refusal}"
+    return Prepared(how="not kept", key="", batch_sizes=sizes, took_s=took_s, note=note)
 
 
 def _kept(lease: Lease, cache: EngineCache, sizes: tuple[int, ...], took_s: float) -> Prepared:
@@ -105,12 +115,16 @@ def _kept(lease: Lease, cache: EngineCache, sizes: tuple[int, ...], took_s: floa
         how: How = "built"
         note = f"engine cache: {lease.key} built in {took_s:.1f} s; {kept}"
     else:
-        how = "warm" if set(sizes) <= set(former.batch_sizes) else "built"
-        lease.add(sizes)
+        new = [str(size) for size in sizes if size not in former.batch_sizes]
+        how = "built" if new else "warm"
         note = (
-            f"engine cache: {lease.key} was warm (built {former.built_utc} in {former.build_s:.1f} s); "
-            f"ready in {took_s:.1f} s"
+            f"engine cache: {lease.key} was warm (built {former.built_utc} in {former.build_s:.1f} s)"
+            f"{', but for batches of ' + ', '.join(new) if new else ''}; ready in {took_s:.1f} s"
         )
+        try:
+            lease.add(sizes)
+        except NotKept as refusal:
+            note += f"; that it has these now is not written down: {refusal}"
 
     return Prepared(how=how, key=lease.key, batch_sizes=sizes, took_s=took_s, note=note, lease=lease)
 
@@ -120,7 +134,10 @@ def _compute(workload: Workload, batch_sizes: Sequence[int]) -> None:
     # torch traces under a progress bar, whose own lock is a semaphore that a worker's end would leave behind.
     tqdm.set_lock(threading.RLock())
     workload.load()
-    samples = range(min(max(batch_sizes, default=0), workload.total_sample_count))
+    if not batch_sizes:
+        return
+
+    samples = range(min(max(batch_sizes), workload.total_sample_count))
     workload.load_samples(samples)
     for size in batch_sizes:
         workload.predict([number % len(samples) for number in range(size)])

@@ -13,7 +13,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +24,8 @@ MAX_BYTES = 20 * 2**30
 """Where nothing else was asked for."""
 PATIENCE_S = 600.0
 """For another builder of the same engine; after that it is built without being kept."""
+DAMAGED_AFTER_S = 5.0
+"""An entry that has its record for so long and is not to be had: it is damaged, and somebody uses it all the same."""
 LOOK_AGAIN_S = 0.02, 0.06
 RECORD, LIMIT, LOCKS = "engine.json", "limit.json", "locks"
 
@@ -75,26 +77,40 @@ class Lease:
         self._lock = lock
 
     def keep(self, *, build_s: float, batch_sizes: tuple[int, ...], built_utc: str) -> Engine:
-        """Say that the folder is complete; from now on others may use it."""
-        files = {name: _digest(self.folder / name) for name in _files(self.folder)}
-        self.engine = Engine(
-            facts=dict(self._facts),
-            built_utc=built_utc,
-            build_s=build_s,
-            batch_sizes=batch_sizes,
-            files=files,
-        )
-        self._write(self.engine)
-        fcntl.flock(self._lock, fcntl.LOCK_SH)
-        return self.engine
+        """Say that the folder is complete; from now on others may use it.
+
+        Raises:
+            NotKept: that cannot be written.
+        """
+        with _written_to(self.folder):
+            files = {name: _digest(self.folder / name) for name in _files(self.folder)}
+            engine = Engine(
+                facts=dict(self._facts),
+                built_utc=built_utc,
+                build_s=build_s,
+                batch_sizes=batch_sizes,
+                files=files,
+            )
+            self._write(engine)
+            fcntl.flock(self._lock, fcntl.LOCK_SH)
+
+        self.engine = engine
+        return engine
 
     def add(self, batch_sizes: tuple[int, ...]) -> None:
-        """Say that these were computed too; what they added is torch's own to check."""
+        """Say that these were computed too; what they added is torch's own to check.
+
+        Raises:
+            NotKept: that cannot be written.
+        """
         assert self.engine is not None, "keep() first"
         if not set(batch_sizes) <= set(self.engine.batch_sizes):
             sizes = tuple(sorted({*self.engine.batch_sizes, *batch_sizes}))
-            self.engine = replace(self.engine, batch_sizes=sizes)
-            self._write(self.engine)
+            engine = replace(self.engine, batch_sizes=sizes)
+            with _written_to(self.folder):
+                self._write(engine)
+
+            self.engine = engine
 
     def close(self) -> None:
         """Let go of it: it may be removed."""
@@ -162,17 +178,24 @@ class EngineCache:
         Waits while another builds it.
 
         Raises:
-            NotKept: the cache cannot be written to, or the other builder took longer than ``patience_s``.
+            NotKept: the cache cannot be written to, the other builder took longer than ``patience_s``, or the entry is
+                damaged and others use it.
         """
         key = key_of(facts)
-        until = time.monotonic() + patience_s
+        began = whole_at = time.monotonic()
         with _written_to(self.root):
             _make(self.root / LOCKS)
             lock = os.open(self.root / LOCKS / key, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             with ExitStack() as on_failure:
                 on_failure.callback(os.close, lock)
                 while (found := self._leased(key, facts, lock)) is None:
-                    if time.monotonic() >= until:
+                    now = time.monotonic()
+                    if not (self.root / key / RECORD).is_file():  # being built: a builder has removed it
+                        whole_at = now
+                    elif now - whole_at >= min(DAMAGED_AFTER_S, patience_s):
+                        raise NotKept(f"{key} is damaged, and in use by another process")
+
+                    if now - began >= patience_s:
                         raise NotKept(f"another process has been building {key} for {patience_s:g} s")
 
                     time.sleep(random.uniform(*LOOK_AGAIN_S))
@@ -199,7 +222,7 @@ class EngineCache:
             return None
 
         _remove(folder)
-        _make(folder)
+        folder.mkdir(mode=0o700)  # and not there still: what could not be removed is nobody's engine
         return Lease(key, folder, facts, None, lock)
 
     # ------------------------------------------------------------------ all of them
@@ -243,12 +266,12 @@ class EngineCache:
         return removed
 
     def remove(self, key: str) -> bool:
-        """Remove one entry, unless it is in use."""
+        """Remove one entry, unless it is in use; whether it is gone."""
         with _alone(self.root / LOCKS / key) as alone:
             if alone:
                 _remove(self.root / key)
 
-            return alone
+            return alone and not (self.root / key).exists()
 
     def _folders(self) -> Iterator[Path]:
         try:
@@ -304,9 +327,12 @@ def read(folder: Path, facts: Facts) -> Engine | None:
 def _record(folder: Path) -> Engine | None:
     try:
         found = json.loads((folder / RECORD).read_bytes())
-        return Engine(**{**found, "batch_sizes": tuple(found["batch_sizes"])})
+        engine = Engine(**{**found, "batch_sizes": tuple(found["batch_sizes"])})
+        whole = isinstance(engine.files, dict) and key_of(engine.facts) == folder.name
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+    return engine if whole and isinstance(engine.build_s, int | float) else None
 
 
 def size_bytes(folder: Path) -> int:
@@ -348,7 +374,9 @@ def _make(folder: Path) -> None:
 
 def _remove(folder: Path) -> None:
     """The record first, so that a removal cut short leaves nothing that is taken for whole."""
-    (folder / RECORD).unlink(missing_ok=True)
+    with suppress(OSError):  # then the rest is not removed either, or no longer fits the record
+        (folder / RECORD).unlink()
+
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -58,7 +58,8 @@ class Profiled:
     begin_ns: int
     """The measured window's: the warm-up is over."""
     end_ns: int
-    """Last completion; of one given up, when that was."""
+    """Last completion, in an open loop not before the time that requests come in is over; of one given up, when that
+    was."""
     warm_up_s: float
     warm_up_batches: int
     steady: bool
@@ -169,13 +170,13 @@ def measure(
         if load.concurrency is None
         else _closed_loop(line, load.concurrency, begin_ns, load.seconds)
     )
-    given_up_ns = monotonic_ns()
+    over_ns = monotonic_ns()
     table = np.frombuffer(requests, np.int64).reshape(-1, 3)
     np.save(folder / LATENCIES_FILE, table)
     unanswered = int((table[:, 2] == 0).sum())
     return Profiled(
         begin_ns=begin_ns,
-        end_ns=given_up_ns if unanswered else max(begin_ns, int(table[:, 2].max(initial=0))),
+        end_ns=over_ns if load.concurrency is None else int(table[:, 2].max()),
         warm_up_s=(warm_ns - began_ns) / 1e9,
         warm_up_batches=settling.batches,
         steady=steady,
@@ -223,7 +224,8 @@ def _closed_loop(line: _Line, clients: int, begin_ns: int, seconds: float) -> "a
 
 
 def _open_loop(line: _Line, arrivals: Iterator[float], begin_ns: int, seconds: float) -> "array[int]":
-    """Requests come when they come; those still waiting when it is given up were not answered."""
+    """Requests come when they come, none of them after ``seconds``, of which each is part of what is measured; those
+    still waiting when it is given up were not answered."""
     requests = array("q")
     schedule = (begin_ns + round(at_s * 1e9) for at_s in arrivals)
     give_up_ns = begin_ns + round(GIVE_UP_AFTER * seconds * 1e9)
@@ -253,6 +255,7 @@ def _open_loop(line: _Line, arrivals: Iterator[float], begin_ns: int, seconds: f
     for came_ns in waiting:
         requests.extend((came_ns, 0, 0))
 
+    _wait_until(begin_ns + round(seconds * 1e9))
     return requests
 
 

@@ -52,12 +52,13 @@ def is_exact(options: WorkloadOptions) -> bool:
 @contextmanager
 def without_tf32() -> Iterator[None]:
     """fp32 is fp32, for the time of the ``with``: what the reference is computed in."""
-    allowed = torch.backends.cuda.matmul.allow_tf32
+    products, convolutions = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
     _allow_tf32(False)
     try:
         yield
     finally:
-        _allow_tf32(allowed)
+        torch.backends.cuda.matmul.allow_tf32 = products
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def to_device(tensor: Tensor, options: WorkloadOptions) -> Tensor:

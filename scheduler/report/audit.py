@@ -77,4 +77,4 @@ def show_answer(answer: Mapping[str, Any], path: Path, console: Console) -> None
         table.add_row(Text(f"  {sign}", colour), Text(f"{check.what}: {check.message}"))
 
     console.print(table, highlight=False)
-    console.print(f"  folder: {path}", highlight=False, soft_wrap=True)
+    console.print(f"  folder: {path}", markup=False, highlight=False, soft_wrap=True)

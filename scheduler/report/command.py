@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any
 
 
@@ -36,20 +37,28 @@ def _words(option: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [option] if value else []
 
-    return [option, _duration(value) if isinstance(value, float) and _lasts(option) else str(value)]
+    if isinstance(value, float):
+        return [option, _rate(value) if option == "--telemetry" else _decimal(value, option)]
+
+    return [option, str(value)]
 
 
-def _lasts(option: str) -> bool:
+def _rate(hz: float) -> str:
+    return f"{_digits(hz)}hz" if hz else "off"
+
+
+def _decimal(value: float, option: str) -> str:
     """All options in seconds are durations, which want their unit; of the others in decimals there is one."""
-    return option != "--target-qps"
+    if option == "--target-qps":
+        return str(value)
+
+    whole_ms = round(value * 1000)
+    return f"{whole_ms}ms" if value < 1 and whole_ms / 1000 == value else f"{_digits(value)}s"
 
 
-def _duration(seconds: float) -> str:
-    return (
-        f"{seconds:g}s"
-        if seconds * 1000 != round(seconds * 1000) or seconds >= 1
-        else f"{round(seconds * 1000)}ms"
-    )
+def _digits(value: float) -> str:
+    """All of them, and no exponent, which durations do not have."""
+    return f"{Decimal(str(value)).normalize():f}"
 
 
 def _plain(default: object) -> object:

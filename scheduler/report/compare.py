@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from scheduler.comparison import Compared, Row
@@ -16,7 +17,7 @@ def show_compared(found: Compared, console: Console) -> None:
     """Figures, conditions that differ, and what got worse than allowed."""
     for name, folder, verdict in zip("AB", (found.a, found.b), found.verdicts, strict=True):
         colour = "green" if verdict == "VALID" else "red"
-        console.print(f"{name}  [{colour}]{verdict}[/]  {folder}", highlight=False, soft_wrap=True)
+        console.print(f"{name}  [{colour}]{verdict}[/]  {escape(folder)}", highlight=False, soft_wrap=True)
 
     table = Table(box=None, padding=(0, 1, 0, 1))
     for column in ("", "A", "B", "B against A"):
@@ -100,7 +101,7 @@ def _show_differences(
         table.add_column(column, overflow="fold")
 
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
 
     console.print(table)
 

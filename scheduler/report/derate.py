@@ -54,11 +54,16 @@ def _table(found: Derating) -> Table:
             plain(ratio.baseline),
             plain(ratio.hetero),
             f"{ratio.ratio:.3f}",
-            "" if ratio.interval is None else f"{ratio.interval[0]:.3f}–{ratio.interval[1]:.3f}",
+            "" if ratio.interval is None else "–".join(map(_bound, ratio.interval)),
             f"[{_COLOUR[ratio.decision]}]{ratio.words}[/]{_which_way(ratio)}",
         )
 
     return table
+
+
+def _bound(value: float) -> str:
+    """Of two or three noisy pairs the interval may reach anywhere."""
+    return f"{value:.3f}" if value < 1000 else "over 1000"
 
 
 def _name(ratio: Ratio) -> str:

@@ -96,10 +96,12 @@ def drawn(rows: int = 1, height_in: float = 3.0, *, share_x: bool = True) -> Ite
 
 
 def label_plainly(axis: "Axis") -> None:
-    """Label a logarithmic axis with plain numbers: matplotlib's own labels are formulas."""
+    """Label a logarithmic axis with plain numbers: matplotlib's own labels are formulas. Call it with all drawn."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    lowest, highest = axis.get_view_interval()
+    subs = (1.0, 2.0, 5.0) if highest < 200 * lowest else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(
         FuncFormatter(lambda value, _at: f"{value:,g}" if value < 1e6 else f"{value:,.0f}")

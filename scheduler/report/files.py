@@ -8,18 +8,25 @@ from scheduler.errors import SpecError
 from scheduler.record import disk_errors
 from scheduler.report import markdown, page, series_report, trace
 from scheduler.report.document import Document
-from scheduler.report.run_report import report_on
-from scheduler.report.tables import is_series, load, load_series
+from scheduler.report.run_report import report_on, report_on_trials
+from scheduler.report.tables import is_series, load, load_series, trials_in
 
 
 def write_report(folders: Sequence[Path], output: Path | None) -> tuple[Path, Path]:
     """Write HTML and Markdown; the paths of both.
 
     Raises:
-        SpecError: series and other folders are mixed.
+        SpecError: series and other folders are mixed, or the HTML file is called as the Markdown one is to be.
         FolderDamaged: one is no folder of ours, or cannot be read.
         DiskFull, RecordError: the files cannot be written.
     """
+    if output is not None and output.suffix == ".md":
+        raise SpecError(
+            asked=f"--output {output}",
+            found="that is what the Markdown file is called, which is put beside the HTML one",
+            do="name the HTML file, as report.html",
+        )
+
     document = document_of(folders)
     default = folders[0] / "report.html" if len(folders) == 1 else Path("report.html")
     html = (default if output is None else output).absolute()
@@ -36,7 +43,10 @@ def document_of(folders: Sequence[Path]) -> Document:
     """What is to be said of these folders."""
     series = [folder for folder in folders if is_series(folder)]
     if not series:
-        return report_on([load(folder) for folder in folders])
+        trials = trials_in(folders[0]) if len(folders) == 1 else []
+        return (
+            report_on_trials([load(one) for one in trials]) if trials else report_on(list(map(load, folders)))
+        )
 
     if len(folders) > 1:
         raise SpecError(
@@ -64,6 +74,7 @@ def write_trace(folder: Path, output: Path) -> Path:
 
     content = json.dumps(trace.trace_of(load(folder)))
     with disk_errors(output.parent):
+        output.parent.mkdir(parents=True, exist_ok=True)
         output.write_text(content, encoding="utf-8")
 
     return output.absolute()

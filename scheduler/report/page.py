@@ -51,6 +51,7 @@ table { border-collapse: collapse; font-size: .9em; min-width: 18rem; }
 caption { text-align: left; caption-side: bottom; padding-top: .35rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--grid);
   overflow-wrap: break-word; max-width: 26rem; }
+td.long { min-width: 20rem; } td.name { white-space: nowrap; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
 th button { font: inherit; font-weight: 600; color: inherit; background: none; border: 0; padding: 0; cursor: pointer;
   text-align: inherit; white-space: nowrap; }
@@ -79,6 +80,8 @@ for (const heading of document.querySelectorAll("th button")) heading.addEventLi
   body.append(...[...body.rows].sort(order));
 });
 """
+SHORT_CHARACTERS, LONG_CHARACTERS = 32, 90
+"""Of a cell. A word with fewer is not broken at its hyphens; a text with more gets room, not a narrow column."""
 _PLAIN_ROWS = 2
 """A table with no more rows is not worth sorting."""
 
@@ -169,7 +172,14 @@ def _table(table: Table) -> Iterator[str]:
 def _cell(cell: Cell, is_number: bool) -> str:
     exact = f' data-n="{cell!r}"' if isinstance(cell, int | float) and not isinstance(cell, bool) else ""
     empty = ' data-n=""' if cell is None else ""
-    return f"<td{_class(is_number)}{exact}{empty}>{escape(shown(cell))}</td>"
+    said = shown(cell)
+    kind = _class(is_number)
+    if isinstance(cell, str) and " " in said and len(said) > LONG_CHARACTERS:
+        kind = ' class="long"'
+    elif isinstance(cell, str) and " " not in said and len(said) < SHORT_CHARACTERS:
+        kind = ' class="name"'
+
+    return f"<td{kind}{exact}{empty}>{escape(said)}</td>"
 
 
 def _class(is_number: bool) -> str:
@@ -177,5 +187,5 @@ def _class(is_number: bool) -> str:
 
 
 def _is_numeric(cells: list[Cell]) -> bool:
-    numbers = [cell for cell in cells if isinstance(cell, int | float) and not isinstance(cell, bool)]
-    return bool(numbers) and all(cell is None or cell == "" or cell in numbers for cell in cells)
+    said = [cell for cell in cells if cell not in (None, "")]
+    return bool(said) and all(isinstance(cell, int | float) and not isinstance(cell, bool) for cell in said)

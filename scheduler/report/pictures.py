@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from scheduler.report.document import Picture
-from scheduler.report.drawing import GRID, INK, PAPER, QUIET, SHADE, colour, drawn, label_plainly
+from scheduler.report.drawing import GRID, INK, PAPER, QUIET, SERIES, SHADE, colour, drawn, label_plainly
 from scheduler.report.tables import PERCENTILES, RunTables
 from scheduler.report.timeline import Span, phases_of, stages_of
 from scheduler.slices import core_ranges
@@ -156,13 +156,14 @@ def distribution(latency_ms: Floats) -> tuple[Floats, Floats]:
 
 def latency_curve(curves: Sequence[tuple[str, Floats]]) -> Picture:
     """The part of queries that took no longer than so many ms, a curve a run."""
-    with drawn(height_in=3.1) as drawing:
+    with drawn(height_in=max(3.1, 0.2 * len(curves))) as drawing:
         axes = drawing.axes[0]
         wide = False
         for number, (name, latency_ms) in enumerate(curves):
             at_ms, percent = distribution(latency_ms)
             wide |= bool(at_ms[-1] > 8 * max(at_ms[0], 1e-9))
-            axes.step(at_ms, percent, where="post", color=colour(number), label=short(name))
+            dashes = ("-", "--", ":", "-.")[number // len(SERIES) % 4]
+            axes.step(at_ms, percent, where="post", color=colour(number), ls=dashes, label=short(name))
 
         if len(curves) == 1:
             for name, part in PERCENTILES.items():
@@ -171,7 +172,7 @@ def latency_curve(curves: Sequence[tuple[str, Floats]]) -> Picture:
                 if name in ("p50", "p90", "p99.9"):
                     axes.annotate(name, (at, part), xytext=(6, -9), textcoords="offset points", fontsize=8)
         else:
-            axes.legend(loc="lower right")
+            drawing.figure.legend(loc="outside right upper", fontsize=8)
 
         if wide:
             axes.set_xscale("log")

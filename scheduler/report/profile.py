@@ -105,7 +105,7 @@ def panels(rows: Sequence[Row]) -> list[Panel]:
     for row in rows:
         tokens = "" if row.sequence_length is None else f", {row.sequence_length} tokens"
         load = (
-            f"{row.arrival_rate_per_s:g} requests/s"
+            f"{row.arrival_rate_per_s:.12g} requests/s"
             if row.concurrency is None
             else f"{row.concurrency} outstanding"
         )

@@ -232,7 +232,7 @@ def _told(row: Row) -> str | None:
         return None if row.status == "out of memory" else f"{row.status}: {row.why}"
 
     if row.steady is False:
-        return f"batch times were not steady after {row.warm_up_s or 0:.0f} s of warming up"
+        return f"batch times were not steady after {row.warm_up_s or 0:.1f} s of warming up"
 
     return None
 
@@ -261,15 +261,19 @@ def _whose_memory(rows: Sequence[Row]) -> str:
 
 
 def _load(clients: int | None, rate_per_s: float | None) -> str:
-    return f"{rate_per_s:g}/s" if clients is None else f"{clients}"
+    return f"{rate_per_s:.12g}/s" if clients is None else f"{clients}"
 
 
 def _in_a_line(row: Row) -> str:
     if row.samples_per_s is None:
         return row.status if row.status == "out of memory" else f"{row.status}: {row.why}"
 
-    latency = f"p50 {_figure(row.latency_p50_ms)} ms, p99 {_percentile(row, row.latency_p99_ms, 100)} ms"
-    return f"{_figure(row.samples_per_s)} samples/s, {latency}{f' ({row.status})' if row.why else ''}"
+    latency = {"p50": _figure(row.latency_p50_ms), "p99": _percentile(row, row.latency_p99_ms, 100)}
+    told = [
+        f"{_figure(row.samples_per_s)} samples/s",
+        *(f"{name} {ms} ms" for name, ms in latency.items() if ms),
+    ]
+    return ", ".join(told) + (f" ({row.status})" if row.why else "")
 
 
 def _figure(value: float | None) -> str:

@@ -1,5 +1,6 @@
 """What a report says of one run, and of several side by side."""
 
+import shlex
 from collections.abc import Sequence
 from textwrap import shorten
 
@@ -49,9 +50,26 @@ def report_on(runs: Sequence[RunTables]) -> Document:
     )
 
 
+def report_on_trials(trials: Sequence[RunTables]) -> Document:
+    """The trials that followed one another over one background: compared, and where each is told of."""
+    where = f"Each has a report of its own: hetero-mig report on its folder, as {trials[0].name}."
+    verdicts = [one.result.verdict for one in trials]
+    return Document(
+        title=f"{len(trials)} trials of {trials[0].result.main.workload} over one background",
+        verdict=f"{verdicts.count('VALID')} of {len(trials)} VALID",
+        tone="neutral",
+        lead="A run of a tuning: the background goes on while one trial of main follows another, each at a rate "
+        "of its own.",
+        figures=[],
+        sections=[comparison(trials), Section("Each trial", [Words(where)])],
+        made_by=MADE_BY,
+    )
+
+
 def _document(tables: RunTables, sections: Sequence[Section]) -> Document:
     result = tables.result
-    kind = "alone" if result.kind == "baseline" else f"beside {len(result.background)} others"
+    others = "1 other" if len(result.background) == 1 else f"{len(result.background)} others"
+    kind = "alone" if result.kind == "baseline" else f"beside {others}"
     return Document(
         title=f"{result.main.workload}, {result.main.scenario}, {kind}",
         verdict=result.verdict,
@@ -317,14 +335,12 @@ def reproduce(tables: RunTables) -> Section:
     if tables.manifest.spec.get("target_qps") is None:
         qps = tables.calibrated_qps
         if qps is not None:
-            blocks.append(
-                Words(
-                    f"The rate was calibrated on the slice. For the same load as here add --target-qps {qps:.6g}."
-                )
-            )
+            trial = tables.manifest.first_main is not None
+            whose = "The tuning chose this trial's rate" if trial else "The rate was calibrated on the slice"
+            blocks.append(Words(f"{whose}. For the same load as here add --target-qps {qps:.6g}."))
 
     blocks.append(Words("To judge this run again, from its folder alone:"))
-    blocks.append(Code(f"hetero-mig validate {tables.folder.path.name}"))
+    blocks.append(Code(shlex.join(("hetero-mig", "validate", tables.name))))
     return Section("How to reproduce", blocks)
 
 
@@ -349,17 +365,17 @@ def comparison(runs: Sequence[RunTables]) -> Section:
                     str(main.scenario),
                     main.slice,
                 ),
-                *(value, "" if main.metric is None else main.metric.unit, ratio),
+                *(one.calibrated_qps, value, "" if main.metric is None else main.metric.unit, ratio),
                 *(main.latency_ms.p50, main.latency_ms.p99, main.latency_ms.p999),
                 *(len(one.result.background), main.size, main.precision),
             )
         )
 
     columns = (
-        *("run", "verdict", "kind", "main", "scenario", "slice", "result", "unit", "÷ first"),
+        *("run", "verdict", "kind", "main", "scenario", "slice", "target, 1/s", "result", "unit", "÷ first"),
         *("p50, ms", "p99, ms", "p99.9, ms", "background", "size", "precision"),
     )
-    blocks: list[Block] = [Table(columns, rows)]
+    blocks: list[Block] = [_without_empty_columns(columns, rows)]
     curves = [(one.name, one.latencies["latency_ms"].to_numpy()) for one in runs if len(one.latencies)]
     if len(curves) > 1:
         blocks.append(pictures.latency_curve(curves))

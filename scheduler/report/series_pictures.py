@@ -140,10 +140,11 @@ def pairs(answer: Answer) -> Picture | None:
 
         axes.set_xticks(range(1, len(runs) // 2 + 1))
         axes.set_xlabel("pair")
-        axes.set_ylabel(f"{runs[0]['metric']['name']}, {runs[0]['metric']['unit']}", fontsize=8.5)
+        axes.set_ylabel(runs[0]["metric"]["unit"])
         axes.legend(loc="best", ncols=2)
 
-    return Picture(drawing.svg, "Each run's result; those of a pair were made one after the other.")
+    caption = f"Each run's {runs[0]['metric']['name']}; those of a pair were made one after the other."
+    return Picture(drawing.svg, caption)
 
 
 def heat_map(answer: Answer) -> Picture | None:

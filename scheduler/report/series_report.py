@@ -18,6 +18,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         **{"trial": "number", "search": "of", "kind": "kind", "rate, 1/s": "rate", "VALID": "valid"},
         **{"ended early": "cut", "completed, 1/s": "completed", "latency, ms": "latency_ms"},
         **{"window, s": "window_s", "why INVALID": "reasons", "spoiled by": "spoiled"},
+        **{"in runs/": "run", "folder": "name"},
     },
     "baselines": {"workload": "workload", "alone, samples/s": "samples_per_s", "noise floor": "noise_floor"},
     "cells": {
@@ -36,6 +37,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
 }
 """Of the tables in an answer: heading by field; what is in none of the rows has no column."""
+LATENCIES = ("mean", "p50", "p90", "p95", "p99", "p999")
 UNSAID = ("schema_version", "kind", "verdict", "slices", "runs", "workloads")
 """Parts of an answer that stand elsewhere in the report."""
 
@@ -45,7 +47,7 @@ def report_on(series: SeriesTables) -> Document:
     answer = series.answer
     verdicts = set() if series.results.empty else set(series.results["verdict"])
     verdict = "UNFINISHED" if answer is None else _verdict(answer)
-    bad = {"INVALID", "OUT OF TIME"} & {verdict, *verdicts}
+    bad = {"INVALID", "OUT OF TIME", "FAIL"} & {verdict, *verdicts}
     return Document(
         title=f"{series.command}: {series.path.resolve().name}",
         verdict=verdict,
@@ -139,7 +141,8 @@ def runs(series: SeriesTables) -> Iterator[Section]:
 
     rows = [[_cell(value) for value in row] for row in found.itertuples(index=False)]
     where = "Each has a report of its own: hetero-mig report on its folder in runs/."
-    yield Section("Runs", [Table(list(found.columns), rows), Words(where, "quiet")])
+    columns = [f"{name}, ms" if name in LATENCIES else str(name) for name in found.columns]
+    yield Section("Runs", [Table(columns, rows), Words(where, "quiet")])
 
 
 def question(series: SeriesTables) -> Section:

@@ -15,9 +15,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from scheduler.errors import FolderDamaged
+from scheduler.judging import OF_A_MAIN, judge
 from scheduler.record import RunFolder
 from scheduler.result import BenchmarkRecord, Manifest, Result
-from scheduler.story import BenchmarkStory, RunStory, Story, read_story
+from scheduler.story import BenchmarkStory, RunStory, Story, read_story, until_the_next
 from workloads.progress import read_history
 from workloads.protocol import Scenario
 from workloads.queries import read_queries
@@ -66,8 +67,14 @@ class RunTables:
 
     @property
     def name(self) -> str:
-        """What the folder is called."""
-        return self.folder.path.name
+        """What the folder is called; of a trial its own within that of its run."""
+        name = self.folder.path.resolve().name
+        return name if self.manifest.first_main is None else f"{name}/{self.manifest.main.name}"
+
+    @cached_property
+    def until_s(self) -> float:
+        """When what is told of ends: a trial's run goes on with the next."""
+        return np.inf if self.manifest.first_main is None else max((at for at, _ in self.story), default=0.0)
 
     @cached_property
     def told(self) -> RunStory:
@@ -112,6 +119,8 @@ class RunTables:
             for line in self.folder.lines("telemetry.jsonl")
             for figure in _figures(line)
         ]
+        ours = {one.name for one in self._planned}
+        rows = [row for row in rows if not row[0] > self.until_s and (row[1] != "worker" or row[2] in ours)]
         return pd.DataFrame.from_records(rows, columns=["at_s", "scope", "id", "quantity", "value"])
 
     @cached_property
@@ -172,7 +181,8 @@ class RunTables:
                 )
             )
 
-        return pd.concat(parts, ignore_index=True)
+        found = pd.concat(parts, ignore_index=True)
+        return found[found["at_s"] <= self.until_s].reset_index(drop=True)
 
     def rates(self, benchmark: str, bins: int = RATE_BINS) -> pd.DataFrame:
         """begin_s, end_s, samples_per_s, filler_samples_per_s: of a benchmark, over time.
@@ -272,15 +282,14 @@ class SeriesTables:
 
 
 def load(path: Path | str) -> RunTables:
-    """Read a run folder.
+    """Read a run folder, or that of one trial of a tuning.
 
     Raises:
         FolderDamaged: it is no run folder, or a file that judging needs cannot be read.
     """
-    folder = RunFolder(Path(path))
+    place = Path(path)
     try:
-        manifest = Manifest.model_validate(folder.manifest())
-        result = Result.model_validate(folder.result()) if folder.has_result() else _judged(folder)
+        return _trial(place) if (place / OF_A_MAIN).exists() else _run(RunFolder(place))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise FolderDamaged(
@@ -289,14 +298,28 @@ def load(path: Path | str) -> RunTables:
             do="name the folder of a run, as this version leaves it",
         ) from None
 
+
+def _run(folder: RunFolder) -> RunTables:
+    manifest = Manifest.model_validate(folder.manifest())
+    result = Result.model_validate(folder.result()) if folder.has_result() else judge(folder)
     return RunTables(folder, manifest, result, not folder.has_result(), folder.story())
 
 
-def _judged(folder: RunFolder) -> Result:
-    """What the rest of the folder says of a run that was cut short."""
-    from scheduler import judging
+def _trial(place: Path) -> RunTables:
+    """A trial with the background that it had: what its run's folder tells of the two."""
+    trial, run = RunFolder(place), RunFolder(place.resolve().parent)
+    main = BenchmarkRecord.model_validate(trial.read_json(OF_A_MAIN))
+    manifest = Manifest.model_validate(run.manifest()).model_copy(update={"main": main})
+    ours = {"", main.name, *(one.name for one in manifest.background)}
+    story = [
+        (at, what) for at, what in until_the_next(run.story(), main.name) if getattr(what, "name", "") in ours
+    ]
+    return RunTables(run, manifest, Result.model_validate(trial.result()), False, story)
 
-    return judging.judge(folder)
+
+def trials_in(path: Path) -> list[Path]:
+    """The folders of the trials that were judged, in order; none but in a run of a tuning."""
+    return sorted(one.parent for one in path.glob(f"*/{OF_A_MAIN}"))
 
 
 def is_series(path: Path) -> bool:

@@ -54,15 +54,16 @@ def phases_of(manifest: Manifest, told: RunStory, window: tuple[float, float] | 
         if one.issuing is not None and name != manifest.main.name
     ]
     all_issue = len(issuing) == len(manifest.background)
+    alone = manifest.first_main is None  # else other mains run in what would be the buffers
     began_s = min(
         (one.launched_at for one in told.benchmarks.values() if one.launched_at is not None), default=None
     )
     edges: list[tuple[Phase, float | None]] = [
         ("start", began_s if manifest.background else None),
-        ("start buffer", max(issuing, default=None) if all_issue else None),
+        ("start buffer", max(issuing, default=None) if all_issue and alone else None),
         ("main starts", main.launched_at),
         ("main's window", None if window is None else window[0]),
-        ("end buffer", None if window is None or not manifest.background else window[1]),
+        ("end buffer", window[1] if window is not None and manifest.background and alone else None),
         ("stop", told.first_stop_at),
     ]
     return list(_filled(edges, told.last_exit_at))

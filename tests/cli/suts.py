@@ -73,12 +73,12 @@ class TwoFaced(Honest):
         return answers
 
 
-class RightAtFirst(TwoFaced):
-    """The same, but its first element is right, and that is all that MLPerf's script looks at."""
+class RightAtFirst(Honest):
+    """Beside the honest one's accuracy run: its first element is right, all that MLPerf's script looks at."""
 
     def predict(self, indices: Sequence[int]) -> "Outputs":
-        answers = np.asarray(super().predict(indices))
-        answers[:, 0] = np.asarray(self.reference(indices))[:, 0]
+        answers = np.asarray(super().predict(indices)).copy()
+        answers[:, 1:] = 0
         return answers
 
 

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from scheduler.cli import root
+from scheduler.errors import HeteroMigError
 from tests.cli.program import call
 from tests.house import ROOT
 
 SUTS = ROOT / "tests" / "cli" / "suts.py"
-QUICK = ("--slices", "cpu", "--preset", "quick", "--main-duration", "600ms", "--start-buffer", "50ms")
+BUFFERS = ("--start-buffer", "50ms", "--end-buffer", "50ms")
+QUICK = ("--slices", "cpu", "--preset", "quick", "--main-duration", "600ms", *BUFFERS)
 
 TWICE = ("--main-duration", "1200ms")
 """Long enough for samples to be asked for again."""
@@ -26,6 +30,23 @@ def audited(test: str, sut: str, folder: Path, *more: str) -> dict[str, Any]:
     assert answer["verdict"] == ("FAIL" if done.returncode else "PASS")
     assert answer == json.loads((folder / "result.json").read_text())
     return answer
+
+
+def said_at_once(*words: str) -> tuple[int, str]:
+    """Exit code, and what was told, of a command that starts no process; called in this one."""
+    done = CliRunner().invoke(root, words)
+    if isinstance(done.exception, HeteroMigError):
+        return done.exception.exit_code, str(done.exception)
+
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, done.output
+
+
+def in_place_of_honest(sut: str, folder: Path) -> str:
+    """A SUT that goes by the honest one's name, so that the honest one's runs are taken for its own."""
+    file = folder / "suts.py"
+    file.write_text(f"{SUTS.read_text()}\n\nHonest = {sut}\n")
+    return f"{file}:Honest"
 
 
 def failed(answer: dict[str, Any]) -> dict[str, str]:
@@ -81,8 +102,10 @@ def test_in_company_with_the_seeds_of_test05(tmp_path: Path):
     assert (tmp_path / "runs" / "TEST05" / "events.jsonl").stat().st_mtime_ns == before
 
 
-def test_a_sut_that_computes_a_sample_of_a_batch_once_fails_04(tmp_path: Path):
-    answer = audited("TEST04", f"{SUTS}:Caching", tmp_path, "--round", "v6.1")
+def test_a_sut_that_computes_a_sample_of_a_batch_once_fails_04(honest: Path, tmp_path: Path):
+    made = ("--performance-run", str(honest / "01" / "runs" / "performance"))
+    sut = in_place_of_honest("Caching", tmp_path)
+    answer = audited("TEST04", sut, tmp_path / "audit", "--round", "v6.1", *made)
     found = failed(answer)
     assert found.keys() == {"performance of TEST04", "TEST04 run"}
     assert found["performance of TEST04"].endswith("as if answers were kept")
@@ -97,12 +120,15 @@ def test_a_sut_that_answers_differently_in_performance_mode_fails_01(tmp_path: P
 
 
 def test_a_sut_that_is_wrong_from_the_second_element_on_fails_01_though_mlperfs_script_passes_it(
-    tmp_path: Path,
+    honest: Path, tmp_path: Path
 ):
-    found = failed(audited("TEST01", f"{SUTS}:RightAtFirst", tmp_path, *TWICE))
+    before = honest / "01" / "runs"
+    made = [f"--{run}-run={before / run}" for run in ("performance", "accuracy")]
+    sut, folder = in_place_of_honest("RightAtFirst", tmp_path), tmp_path / "audit"
+    found = failed(audited("TEST01", sut, folder, "--round", "v6.1", *made))
     assert found.keys() == {"every element of every answer"}
     assert "element 1 of 8 differs" in found["every element of every answer"]
-    assert "TEST PASS" in (tmp_path / "mlperf" / "compliance" / "TEST01" / "verify_accuracy.txt").read_text()
+    assert "TEST PASS" in (folder / "mlperf" / "compliance" / "TEST01" / "verify_accuracy.txt").read_text()
 
 
 @pytest.mark.slow
@@ -122,27 +148,33 @@ def test_a_sut_that_is_tuned_to_the_rounds_seeds_fails_05(tmp_path: Path):
         (("TEST01", "--main", "nothing"), "there is no workload 'nothing'"),
     ],
 )
-def test_what_cannot_be_audited_is_refused(arguments: tuple[str, ...], said: str, tmp_path: Path):
-    done = call("audit", *arguments, cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_what_cannot_be_audited_is_refused(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    code, told = said_at_once("audit", *arguments)
+    assert (code, said in told) == (2, True), told
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_of_something_else_is_not_taken(honest: Path, tmp_path: Path):
     made = str(honest / "01" / "runs" / "performance")
-    done = call(
-        "audit", "TEST04", "--main", "null", *QUICK, "--performance-run", made, "--output", str(tmp_path)
-    )
-    assert done.returncode == 2
-    assert re.search(r"found: workload suts\.Honest, not null; batch size 8, not 1024", done.stderr)
+    output = ("--output", str(tmp_path / "audit"))
+    asked = ("audit", "TEST04", "--main", "null", *QUICK, *output)
+    code, told = said_at_once(*asked, "--performance-run", made)
+    assert code == 2
+    assert "workload suts.Honest, not null; batch size 8, not 1024" in told
+    code, told = said_at_once("audit", "TEST01", "--main", "null", *QUICK, *output, "--accuracy-run", made)
+    assert (code, "mode PerformanceOnly, not AccuracyOnly" in told) == (2, True), told
+    code, told = said_at_once(*asked, "--accuracy-run", made)
+    assert (code, "TEST04 has no accuracy run" in told) == (2, True), told
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_tells_the_runs_and_starts_none(tmp_path: Path):
-    done = call("audit", "TEST04", "--main", "null", "--slices", "cpu", "--dry-run", cwd=tmp_path)
-    assert done.returncode == 0
-    assert "TEST04-B     one sample again and again" in done.stdout
+def test_a_dry_run_tells_the_runs_and_starts_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    code, told = said_at_once("audit", "TEST04", "--main", "null", "--slices", "cpu", "--dry-run")
+    assert (code, "TEST04-B     one sample again and again" in told) == (0, True), told
     assert list(tmp_path.iterdir()) == []
 
 
@@ -167,17 +199,18 @@ def as_resnet50(honest: Path, tmp_path: Path) -> list[str]:
     return [str(tmp_path / "01"), str(tmp_path / "04")]
 
 
-def export(folders: list[str], output: Path, *more: str) -> Any:
-    return call("export", "--mlperf", "v6.1", "--submitter", "ORG", "--output", str(output), *more, *folders)
+def export(folders: list[str], output: Path, *more: str) -> tuple[int, str]:
+    asked = ("export", "--mlperf", "v6.1", "--submitter", "ORG", "--output", str(output))
+    return said_at_once(*asked, *more, *folders)
 
 
 def test_a_rehearsal_of_small_models_is_written_marked_and_passes_the_rules(
     as_resnet50: list[str], tmp_path: Path
 ):
-    done = export(as_resnet50, tmp_path / "tree", "--system", "SYS", "--rehearsal")
-    assert done.returncode == 0, done.stderr
+    code, told = export(as_resnet50, tmp_path / "tree", "--system", "SYS", "--rehearsal")
+    assert code == 0, told
     for reason in ("the small model", "random weights", "judged by fidelity"):
-        assert reason in done.stdout
+        assert reason in told
         assert reason in (tmp_path / "tree" / "NOT-FOR-SUBMISSION.md").read_text()
 
     offline = tmp_path / "tree" / "closed" / "ORG" / "results" / "SYS" / "resnet" / "Offline"
@@ -187,24 +220,40 @@ def test_a_rehearsal_of_small_models_is_written_marked_and_passes_the_rules(
     log = (offline / "accuracy" / "mlperf_log_accuracy.json").read_bytes()
     whole = next(Path(as_resnet50[0]).glob("runs/accuracy/*/loadgen/mlperf_log_accuracy.json")).read_bytes()
     assert log == whole[:4096] + b"\n\n...\n\n" + whole[-4096:]
-    again = export(as_resnet50, tmp_path / "tree", "--rehearsal")
-    assert again.returncode == 2
-    assert "holds something already" in again.stderr
+    code, told = export(as_resnet50, tmp_path / "tree", "--rehearsal")
+    assert (code, "holds something already" in told) == (2, True), told
+    code, told = export(as_resnet50, tmp_path / "tree" / "NOT-FOR-SUBMISSION.md", "--rehearsal")
+    assert (code, "that is no folder" in told) == (2, True), told
 
 
 def test_without_that_word_every_reason_is_told_and_nothing_written(as_resnet50: list[str], tmp_path: Path):
-    done = export(as_resnet50, tmp_path / "tree")
-    assert done.returncode == 2
+    code, told = export(as_resnet50, tmp_path / "tree")
+    assert code == 2
     for reason in ("the small model", "random weights", "judged by fidelity"):
-        assert reason in done.stderr
+        assert reason in told
 
     assert not (tmp_path / "tree").exists()
 
 
 def test_an_audit_that_is_missing_is_named(as_resnet50: list[str], tmp_path: Path):
-    done = export(as_resnet50[:1], tmp_path / "tree", "--rehearsal")
-    assert done.returncode == 2
-    assert "no TEST04 was named; `hetero-mig audit TEST04` makes it" in done.stderr
-    quick = export([str(tmp_path)], tmp_path / "tree")
-    assert quick.returncode == 3
-    assert "Traceback" not in quick.stderr
+    code, told = export(as_resnet50[:1], tmp_path / "tree", "--rehearsal")
+    assert code == 2
+    assert "no TEST04 was named; `hetero-mig audit TEST04` makes it" in told
+
+
+def test_what_is_no_audit_or_a_damaged_one_is_named(honest: Path, as_resnet50: list[str], tmp_path: Path):
+    code, told = export([str(tmp_path)], tmp_path / "tree")
+    assert (code, "name the folder of a run" in told) == (3, True), told
+    code, told = export([str(honest / "01")], tmp_path / "tree")
+    assert (code, "suts.Honest Offline: a model of your own" in told) == (2, True), told
+    answer = Path(as_resnet50[0], "result.json")
+    answer.write_text(answer.read_text().replace('"runs"', '"runes"'))
+    shutil.rmtree(answer.with_name("mlperf"))
+    code, told = export(as_resnet50, tmp_path / "tree")
+    assert (code, "it lacks runs, mlperf/compliance" in told) == (3, True), told
+
+
+@pytest.mark.parametrize("name", ["A B", "A;B", "$(x)", "../A", ".A", "<script>", ""])
+def test_a_name_that_a_shell_would_not_take_for_one_is_refused(name: str, tmp_path: Path):
+    code, told = said_at_once("export", "--mlperf", "v6.1", "--submitter", name, str(tmp_path))
+    assert (code, "it names a folder" in told) == (2, True), told

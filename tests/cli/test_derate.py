@@ -28,14 +28,14 @@ def one_core() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A derating of one pair that was killed in the middle of its second run, and gone on with."""
-    place = tmp_path_factory.mktemp("results") / "derate"
+    place = tmp_path_factory.mktemp("results") / "derate [/b]"
     program = subprocess.Popen(
         [PROGRAM, *ASKED, "--repeats", "1", "--output", str(place)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    wait_until(program, place / "runs" / "01-hetero", "Issuing", "main-")
+    wait_until(program, place / "runs" / "01-hetero", "Issuing", "background-")
     os.kill(program.pid, signal.SIGKILL)
     program.wait()
     assert not (place / "result.json").exists()
@@ -98,7 +98,8 @@ def test_a_baseline_is_judged_by_what_was_seen_on_the_idle_slices(tmp_path: Path
 
 
 def test_an_invalid_run_ends_it_with_1(tmp_path: Path):
-    done = call(*ASKED, "--target-qps", "1", "--repeats", "3", "--output", str(tmp_path / "derate"))
+    asked = (*ASKED, "--target-qps", "1", "--main-duration", "5s")  # a few samples, and done
+    done = call(*asked, "--repeats", "3", "--output", str(tmp_path / "derate"))
     assert done.returncode == 1, done.stdout + done.stderr
     assert "run-invalid" in done.stdout
     assert [path.name for path in (tmp_path / "derate" / "runs").iterdir()] == ["01-baseline"]
@@ -109,6 +110,7 @@ def test_an_invalid_run_ends_it_with_1(tmp_path: Path):
     [
         (("derate", "--main", "null"), "--background is missing"),
         (("derate", "--main", "null", "--background", "none"), "there is no background"),
+        (("derate", "--main", "null", "--background", "fixed", "--margin", "nan"), "nan is not a percentage"),
         (("derate", "--main", "null", "--background", "null"), "main's model is never in the background"),
         (("baseline",), "--main is missing"),
         (("compare", "tests", "docs"), "no result.json"),

@@ -73,6 +73,13 @@ def test_a_profile_from_cells_to_table_and_pictures(tmp_path: Path):
     assert [Row.model_validate(row) for row in json.loads(again.stdout)] == rows
     assert "4 of 4 steps are there already" in again.stderr
 
+    (folder / "result.json").unlink()
+    (folder / "profile.csv").unlink()
+    (folder / "profile.csv").symlink_to("/dev/full")
+    full = call(*command, "--output", "out", cwd=tmp_path)
+    assert full.returncode == 3
+    assert "no space is left there" in full.stderr
+
 
 def test_killed_at_a_cell_it_goes_on_with_that_cell(tmp_path: Path):
     folder = tmp_path / "out"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.program import call
+from tests.cli.program import PROGRAM, call
 
 
 def test_without_arguments_it_helps_and_exits_2():
@@ -69,6 +69,15 @@ def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path: Path):
         "ssd-resnet34",
     ]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_answer_that_nothing_can_take_is_no_bug():
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([PROGRAM, "slices", "--json"], stdout=full, stderr=subprocess.PIPE, text=True)
+
+    assert done.returncode == 3
+    assert done.stderr.splitlines()[1] == "found: no space is left where that goes (standard output)"
+    assert "Traceback" not in done.stderr
 
 
 def test_slices_lists_at_least_the_cpu():

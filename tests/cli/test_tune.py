@@ -9,6 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scheduler import judging
 from scheduler.record import RunFolder
 from scheduler.result import BenchmarkRecord
@@ -74,10 +76,36 @@ def test_a_killed_tuning_goes_on_with_the_same_command_and_repeats_no_trial(tmp_
     for found in (result.baseline, result.hetero):
         assert 300 < (found.qps or 0) < 1500  # 1 ms a sample, and what a busy machine makes of it
 
+    validate_judges_each_trial_again(folder)
     again = call(*TUNE, "--output", str(folder))
     assert again.returncode == 0
     assert "derating" in again.stdout
     assert journal(folder) == trials
+
+    (folder / "result.json").write_text("{}")
+    damaged = call(*TUNE, "--output", str(folder))
+    assert (damaged.returncode, "found: ended: Field required" in damaged.stderr) == (3, True), damaged.stderr
+    (folder / "result.json").unlink()
+    (folder / "trials.jsonl").write_text('{"number": 1}\n')
+    damaged = call(*TUNE, "--output", str(folder))
+    assert (damaged.returncode, "asked: line 1 of trials.jsonl" in damaged.stderr) == (3, True), (
+        damaged.stderr
+    )
+
+
+def validate_judges_each_trial_again(folder: Path) -> None:
+    for path in sorted((folder / "runs").iterdir()):
+        done = call("validate", str(path))
+        judged = [line for line in journal(folder) if line["run"] == path.name]
+        words = [f"{one['name']}: {'VALID' if one['valid'] else 'INVALID'}" for one in judged]
+        assert [line.partition(" (")[0] for line in done.stdout.splitlines()] == words
+        assert done.returncode == 0, done.stderr
+
+    assert call("validate", str(path / judged[-1]["name"])).stdout.strip() == done.stdout.splitlines()[-1]
+    own = path / judged[-1]["name"] / "result.json"
+    own.write_text(own.read_text().replace('"samples_in_main_window": ', '"samples_in_main_window": 1'))
+    for place in (path, path / judged[-1]["name"]):
+        assert call("validate", str(place)).returncode == 1
 
 
 def each_trial_stands_on_its_own(folder: Path, trials: list[dict[str, Any]]) -> None:
@@ -115,11 +143,27 @@ def test_a_baseline_that_is_given_leaves_the_search_in_company_and_time_ends_it(
     assert journal(tmp_path / "tuning") == []
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--baseline-qps", "600", "--start-buffer", "10s"),
+        ("--baseline-qps", "2"),  # its least queries take minutes
+    ],
+)
+def test_no_trial_is_begun_that_must_outlast_the_time(tmp_path: Path, options: tuple[str, ...]):
+    done = call(*TUNE, *options, "--max-time", "5s", "--output", str(tmp_path / "tuning"))
+    assert done.returncode == 1
+    assert "the time was over" in done.stdout
+    assert not (tmp_path / "tuning" / "runs").exists()
+
+
 def test_what_cannot_be_searched_is_refused_with_the_reason(tmp_path: Path):
     refused = {
         ("--screening", "700ms"): "a full-length trial lasts 0.6 s",
         ("--screening", "20"): "a bare number",
         ("--max-time", "0s"): "no time at all",
+        ("--tolerance", "nan"): "no finite number",
+        ("--baseline-qps", "inf"): "no finite number",
     }
     for options, reason in refused.items():
         done = call(*TUNE, *options, "--output", str(tmp_path / "tuning"))

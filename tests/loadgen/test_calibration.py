@@ -1,8 +1,8 @@
 """What is picked from what was measured; the trials here are those of a slice known by a formula."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -21,6 +21,9 @@ from workloads.protocol import LoadgenSettings, Scenario, WorkloadOptions
 from workloads.sizing import MAX_SAMPLES_PER_TEST, bounded, fit, was_through_early
 from workloads.sut import Batches, Library, Nobody
 
+if TYPE_CHECKING:
+    from workloads.protocol import Outputs
+
 MS = 10**6
 SERVER = LoadgenSettings(
     conf_model="*",
@@ -38,14 +41,16 @@ OFFLINE = replace(SERVER, scenario=Scenario.OFFLINE)
 ENOUGH_MEMORY = 2**40
 
 
+OPTIONS = WorkloadOptions(
+    size="small", device="cpu", precision="fp32", batch_size=16, seed=1, threads=1, memory_mib=1
+)
+
+
 def calibrated(settings: LoadgenSettings, run_trial: RunTrial) -> Calibration:
-    options = WorkloadOptions(
-        size="small", device="cpu", precision="fp32", batch_size=16, seed=1, threads=1, memory_mib=1
-    )
-    workload = Null("null", options)
+    workload = Null("null", OPTIONS)
     library = Library(workload)
     library.load_any(64, 1)
-    return calibrate(workload, library, settings, options.batch_size, run_trial)
+    return calibrate(workload, library, settings, OPTIONS.batch_size, run_trial)
 
 
 def slice_that_holds(capacity_qps: float, floor_ns: int = 2 * MS) -> RunTrial:
@@ -91,6 +96,34 @@ def test_batch_times_that_are_known_are_taken_so_that_batches_have_the_same_size
     found = calibrated(replace(SERVER, target_qps=123.0, batch_times_ns=known), slice_that_holds(1))
     assert found.batch_times == tuple(BatchTime(*one) for one in known)
     assert found.batch_size == 4
+
+
+class Overlapping(Null):
+    """Begins a batch while another goes on, and knows how many were not waited for."""
+
+    depth, in_flight = 2, 0
+
+    def begin(self, indices: Sequence[int]) -> "Overlapping":
+        self.in_flight += 1
+        self._begun = indices
+        return self
+
+    def done(self) -> bool:
+        return True
+
+    def result(self) -> "Outputs":
+        self.in_flight -= 1
+        return self.predict(self._begun)
+
+
+@pytest.mark.parametrize("known", [(), ((16, 3 * MS, 3 * MS, 9),)])
+def test_no_batch_is_left_in_flight(known: tuple[tuple[int, int, int, int], ...]) -> None:
+    workload = Overlapping("null", OPTIONS)
+    library = Library(workload)
+    library.load_any(64, 1)
+    asked = replace(OFFLINE, target_qps=123.0, batch_times_ns=known)
+    calibrate(workload, library, asked, OPTIONS.batch_size, slice_that_holds(1))
+    assert workload.in_flight == 0
 
 
 def test_server_without_a_limit_is_refused() -> None:

@@ -41,6 +41,14 @@ def test_what_is_cut_off_or_of_another_kind_is_named(tmp_path: Path, text: str):
         AccuracyLog(path)
 
 
+def test_an_answer_that_is_no_hexadecimal_number_is_named(tmp_path: Path):
+    answers = AccuracyLog(log(tmp_path, WHOLE.replace("0502", "05Z2")))
+    with pytest.raises(WorkloadError, match="sample 7 is no hexadecimal number"):
+        answers[7]
+    with pytest.raises(WorkloadError, match="sample 7 is no hexadecimal number"):
+        list(answers.every())
+
+
 def test_a_log_that_is_not_there_is_named(tmp_path: Path):
     with pytest.raises(WorkloadError, match="No such file"):
         AccuracyLog(tmp_path / "none.json")

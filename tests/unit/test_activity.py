@@ -171,6 +171,30 @@ def test_host_load_is_what_the_workers_did_not_take():
     assert "cpu0" in finding.message
 
 
+def test_what_workers_have_started_is_theirs():
+    """An own model with loader processes is not a busy host; of a worker not read twice nothing is claimed."""
+    forked = [
+        line.model_copy(
+            update={
+                "slices": {**line.slices, "cpu0": SliceColumns(cores_busy_s=line.at_s * 1.15)},
+                "workers": {
+                    **line.workers,
+                    "main": worker("cpu0", line.at_s * 0.9).model_copy(
+                        update={"children_cpu_s": line.at_s * 0.2 if line.at_s % 2 else None}
+                    ),
+                },
+            }
+        )
+        for line in quiet()
+    ]
+    assert list(findings(seen(forked), WINDOW)) == []
+    once = [
+        line if line.at_s == 12 else line.model_copy(update={"workers": {"back": line.workers["back"]}})
+        for line in quiet()
+    ]
+    assert list(findings(seen(once), WINDOW)) == []
+
+
 def test_slices_that_share_their_cores_are_judged_together():
     shared = replace(seen(quiet()), cores={"cpu0": (0, 1), "cpu1": (0, 1)})
     lines = changed(changed(quiet(), "slices", "cpu0"), "slices", "cpu1")

@@ -85,13 +85,41 @@ def test_an_offline_run_has_no_p99_to_regress():
     ]
 
 
+def test_another_workload_is_not_held_against():
+    a, b = measured(), measured(workload="bert")
+    found, conditions = comparison.runs(a, b)
+    assert comparison.regressions(found, BOTH, 0.05, None, conditions) == [
+        "workload is null in A and bert in B"
+    ]
+    assert comparison.regressions(found, BOTH, None, None, conditions) == []
+
+
+def test_two_deratings_on_two_machines_say_so():
+    one, elsewhere = measured(), measured(host={"hostname": "two", "versions": {"torch": "2.15.0"}})
+    both = answer(pairs([0.95, 0.95]), repeats=2)
+    _, conditions = comparison.deratings(both, both, (one, elsewhere))
+    assert [(each.name, each.a, each.b) for each in conditions] == [("machine", "one", "two")]
+    assert comparison.deratings(both, both, (one, one))[1] == []
+    [untold] = comparison.deratings(both, both, (one, None))[1]
+    assert (untold.name, untold.b) == ("machine and versions", "not known")
+
+
 def test_two_deratings():
     a, b = answer(pairs([0.95, 0.95]), repeats=2), answer(pairs([0.90, 0.90, 0.90]), repeats=3)
-    found, conditions = comparison.deratings(a, b)
+    found, conditions = comparison.deratings(a, b, (measured(), measured()))
     assert [one.figure for one in found] == ["throughput, ratio", "throughput, alone", "throughput, company"]
     assert found[0].worsening == pytest.approx(0.05 / 0.95)
     assert {one.name for one in conditions} == {"pairs"}
     assert len(comparison.regressions(found, BOTH, 0.05, None)) == 1
+
+
+def test_a_folders_name_is_no_markup():
+    on = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
+    condition = comparison.Condition(name="data", a="/[b]/imagenet", b="/[/b]")
+    told = Compared(a="x[/red]y", b="[b]", verdicts=BOTH, rows=[], conditions=[condition], regressions=[])
+    report.show_compared(told, on)
+    for word in ("x[/red]y", "[b]\n", "/[b]/imagenet", "/[/b]"):
+        assert word in shown(on) + "\n"
 
 
 def test_on_a_terminal_of_80_columns():

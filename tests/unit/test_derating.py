@@ -10,6 +10,7 @@ from rich.console import Console
 from scheduler.conditions import Clocks, clocks
 from scheduler.derating import Derating, Pair, alone, answer, rate_of
 from scheduler.report import derate as report
+from scheduler.result import Placement
 from tests.process.runs import planned
 from tests.results import measured
 from tests.unit.test_report import holds, shown
@@ -84,6 +85,14 @@ def test_a_pair_with_an_invalid_run_is_left_out_and_named():
     assert len(found.runs) == 6
 
 
+def test_a_pair_that_was_left_out_counts_among_those_that_are_there():
+    spoilt = Pair(measured(key="05-baseline"), measured(key="05-hetero", company=True, valid=False))
+    found = answer([*pairs([0.9, 1.1, 0.95, 1.04]), spoilt], repeats=5)
+    more = found.ratios[0].repeat_more
+    assert more is not None
+    assert f"--repeats {5 + more} measures {more} pairs more" in found.findings[-1].recommendation
+
+
 def test_a_first_run_that_is_invalid_has_no_ratios():
     found = answer([Pair(measured(valid=False), None)], repeats=8)
     assert (found.verdict, found.pairs, found.ratios, found.background) == ("INVALID", 0, [], {})
@@ -133,9 +142,11 @@ def test_throttled_clocks_are_told_and_not_refused():
 
 
 def test_clocks_are_of_mains_gpu_in_mains_window():
-    slices = [MANIFEST.slices[0].model_copy(update={"id": "gpu0:gi7:ci0", "kind": "mig", "uuid": "MIG-1"})]
+    where = {"id": "gpu0:gi7:ci0", "kind": "mig", "uuid": "MIG-1"}
+    placed = Placement(gpu_uuid="GPU-1", start=0, size=1)
+    slices = [MANIFEST.slices[0].model_copy(update={**where, "placement": placed})]
     main = MANIFEST.main.model_copy(update={"slice": "gpu0:gi7:ci0"})
-    gpus = {"settings": {"GPU-1": {}, "GPU-2": {}}}
+    gpus = {"settings": {"GPU-2": {}, "GPU-1": {}}}
     told = MANIFEST.model_copy(update={"slices": slices, "main": main, "gpus": gpus})
     samples: list[dict[str, Any]] = [
         {"at_s": 1.0, "gpus": {"GPU-1": {"sm_clock_mhz": 300, "throttle_reasons": ["hw_slowdown"]}}},
@@ -147,6 +158,16 @@ def test_clocks_are_of_mains_gpu_in_mains_window():
     ]
     assert clocks(samples, told, (4.0, 9.5)) == Clocks(sm_mhz=1800.0, throttled=("sw_power_cap",))
     assert clocks(samples, told, None) == clocks(samples, MANIFEST, (4.0, 9.5)) == Clocks()
+    unplaced = told.model_copy(update={"slices": [MANIFEST.slices[0].model_copy(update=where)]})
+    assert clocks(samples, unplaced, (4.0, 9.5)) == Clocks()  # whose GPU's would be a guess
+    whole = MANIFEST.slices[0].model_copy(update={**where, "kind": "gpu", "uuid": "GPU-2"})
+    assert clocks(samples, told.model_copy(update={"slices": [whole]}), (4.0, 9.5)).sm_mhz == 100.0
+
+
+def test_an_interval_that_reaches_anywhere_is_told_so():
+    on = Console(file=io.StringIO(), width=80, color_system=None, force_terminal=False)
+    report.show(answer(pairs([0.3, 2.0]), repeats=2), on)
+    assert "0.000–over 1000" in shown(on)
 
 
 def test_alone_is_the_same_main_with_the_same_options():

@@ -1,8 +1,10 @@
 """Engines kept between runs: one builder at a time, nothing half-written used, bounded, never in anybody's way."""
 
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,7 +115,9 @@ def test_several_use_an_engine_at_once(tmp_path: Path):
         assert one.engine == other.engine is not None
 
 
-@pytest.mark.parametrize("damage", ["changed", "cut off", "gone", "record", "record's fields"])
+@pytest.mark.parametrize(
+    "damage", ["changed", "cut off", "gone", "record", "kinds", "facts", "record's fields"]
+)
 def test_a_damaged_entry_is_built_again(tmp_path: Path, damage: str):
     cache = EngineCache(tmp_path)
     folder = tmp_path / kept(cache, "bert")
@@ -127,6 +131,10 @@ def test_a_damaged_entry_is_built_again(tmp_path: Path, damage: str):
             kernel.unlink()
         case "record":
             record.write_text(record.read_text()[:-20])
+        case "kinds":
+            record.write_text(json.dumps({**json.loads(record.read_text()), "files": None}))
+        case "facts":
+            record.write_text(json.dumps({**json.loads(record.read_text()), "facts": {}}))
         case _:
             record.write_text("{}")
 
@@ -136,6 +144,15 @@ def test_a_damaged_entry_is_built_again(tmp_path: Path, damage: str):
         lease.keep(build_s=1.0, batch_sizes=(1,), built_utc="")
 
     assert is_warm(cache, "bert")
+
+
+def test_a_damaged_entry_in_use_is_not_waited_for(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+    key = kept(cache, "bert")
+    with cache.lease({**FACTS, "workload": "bert"}):
+        (tmp_path / key / "inductor" / "kernel").write_text("changed")
+        with pytest.raises(NotKept, match="is damaged, and in use"):
+            cache.lease({**FACTS, "workload": "bert"}, patience_s=0.2)
 
 
 def test_what_a_run_adds_is_not_held_against_the_entry(tmp_path: Path):
@@ -235,12 +252,39 @@ def test_the_first_run_builds_and_the_second_is_warm(tmp_path: Path):
     assert loaded(cache, Compiling, 2).how == "warm"
 
 
+def test_where_no_batch_is_to_be_computed_no_samples_are_asked_for(tmp_path: Path):
+    class OfSome(Compiling):
+        def load_samples(self, indices: Sequence[int]) -> None:
+            assert len(indices) > 0
+            super().load_samples(indices)
+
+    assert loaded(EngineCache(tmp_path), OfSome).batch_sizes == ()  # a run on a GPU asks so, and training
+
+
 def test_a_cache_that_cannot_be_written_to_is_no_error(tmp_path: Path):
     (tmp_path / "file").touch()
     prepared = loaded(EngineCache(tmp_path / "file" / "engines"), Matmul, 4)
     assert (prepared.how, prepared.lease) == ("not kept", None)
     assert "not kept:" in prepared.note
     assert "cannot be written to (Not a directory)" in prepared.note
+
+
+def test_a_disk_that_is_full_once_it_is_built_is_no_error(tmp_path: Path):
+    class Filling(Compiling):
+        def load(self) -> None:
+            super().load()  # a folder in the draft's place: writing it fails as on a full disk
+            Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).with_name(f".engine.json.{os.getpid()}").mkdir()
+
+    cache = EngineCache(tmp_path)
+    prepared = loaded(cache, Filling, 4)
+    assert (prepared.how, prepared.lease) == ("not kept", None)
+    assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
+    assert loaded(cache, Compiling, 4).how == "built"
+    assert loaded(cache, Compiling, 4).how == "warm"
+    more = loaded(cache, Filling, 2, 4)
+    assert more.how == "built"
+    assert "but for batches of 2; ready" in more.note
+    assert "not written down" in more.note
 
 
 def test_a_workload_that_fails_leaves_nothing_that_is_used(tmp_path: Path):

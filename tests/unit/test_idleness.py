@@ -97,6 +97,10 @@ def test_what_the_driver_told_is_read_back_by_gpu():
     ]
 
 
+def test_while_a_run_goes_on_who_was_there_before_it_counts_already():
+    assert seen({"before": {"GPU-1": [7]}}, [], None, []) == [Seen(name="GPU-1", before=(7,))]
+
+
 def test_where_nothing_is_to_compute():
     _spec, beside = planned(main="null", background="fixed")
     assert (gpus_to_be_idle(beside), cores_to_be_idle(beside)) == ([], [])
@@ -128,7 +132,7 @@ def test_gpus_are_asked_before_and_after(tmp_path: Path):
         assert gpus_to_be_idle(whole) == [machine.gpus[2].uuid]
         folder, uuids = RunFolder(tmp_path), [machine.gpus[0].uuid, "GPU-fallen-off-the-bus"]
         with telemetry.processes_noted(folder, uuids):
-            pass
+            assert folder.idle() == {"before": {uuids[0]: [7], uuids[1]: None}}
 
     assert folder.idle() == {when: {uuids[0]: [7], uuids[1]: None} for when in ("before", "after")}
     places = seen(folder.idle(), [], None, [])

@@ -108,6 +108,16 @@ def test_arrivals_come_as_they_were_decided(tmp_path: Path):
     assert requests[:, 0].tolist() == wanted
 
 
+@pytest.mark.parametrize("rate", [0.001, 10.0])
+def test_an_open_loop_is_measured_for_all_of_its_time_whenever_the_last_request_came(
+    tmp_path: Path, rate: float
+):
+    load, _ = open_loop(rate, seconds=0.2)
+    profiled, requests = run(Server(0.0002), load, tmp_path, arrivals=iter([0.01] if rate == 10.0 else []))
+    assert 0.2e9 <= profiled.end_ns - profiled.begin_ns < 0.3e9  # 5 a second then, not 100
+    assert profiled.answered == len(requests) == (rate == 10.0)
+
+
 def test_a_server_that_cannot_keep_up_is_given_up_and_says_so(tmp_path: Path):
     load, arrivals = open_loop(400, seconds=0.1)
     profiled, requests = run(Server(0.02), load, tmp_path, arrivals=arrivals)

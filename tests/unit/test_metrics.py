@@ -126,10 +126,15 @@ def test_addresses(text: str, address: Address):
     assert address_of(text) == address
 
 
-@pytest.mark.parametrize("text", ["http", "", "70000", "localhost:", "-1"])
+@pytest.mark.parametrize("text", ["http", "", "70000", "localhost:", "-1", "0"])
 def test_what_is_no_port_is_refused(text: str):
     with pytest.raises(SpecError, match="not a port"):
         address_of(text)
+
+
+def test_a_host_that_cannot_be_is_refused():
+    with pytest.raises(SpecError, match="another address"), published("a..b:9401", None):
+        pass
 
 
 def test_a_port_is_free_again_afterwards_and_a_taken_one_is_refused():

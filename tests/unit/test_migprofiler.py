@@ -52,11 +52,17 @@ def test_its_models(words: tuple[str, ...], workload: str):
         (("workload=cv_infer", "gpu_i_id=first"), "not a whole number"),
         (("workload=cv_infer", "optimizer.lr=1e-3"), "no counterpart"),
         (("workload=cv_infer", "batch_sizes=[1,two]"), "not a whole number"),
+        (("workload=cv_infer", "batch_sizes=[0,1]"), "nothing can be measured so"),
+        (("workload=cv_infer", "fixed_time=0"), "nothing can be measured so"),
     ],
 )
 def test_what_has_no_counterpart_is_refused(words: tuple[str, ...], says: str):
     with pytest.raises(SpecError, match=says):
         translated(words)
+
+
+def test_a_batch_size_given_twice_is_measured_once():
+    assert translated(["workload=cv_infer", "batch_sizes=[4,1,4]"]).options["batch_sizes"] == (4, 1)
 
 
 def test_own_models_with_an_equals_sign_are_not_taken_for_them():
@@ -69,5 +75,9 @@ def test_the_new_command_is_one_that_is_understood():
     with profile.make_context("profile", words) as context:
         assert context.params["batch_sizes"] == translated(README).options["batch_sizes"]
         assert context.params["slices"] == translated(README).options["slices"]
+
+    found = translated([*README, "save_dir=out"])
+    with profile.make_context("profile", found.command.split()) as context:
+        assert {name: context.params[name] for name in found.options} == found.options
 
     assert CliRunner().invoke(profile, ["--batch-sizes", "1,x", "null"]).exit_code == 2

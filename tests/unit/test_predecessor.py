@@ -95,6 +95,7 @@ def test_without_any_option_its_defaults_hold():
         ("--main_benchmark_runargs '--min_query_count 1 --verbose'", "--main-min-query-count 1"),
         ("--main_benchmark_runargs --min_duration=60000", "--main-duration 60s"),
         ("--main_benchmark_runargs='--offline_expected_qps=250.5'", "--target-qps 250.5"),
+        ("--main_benchmark_runargs='--offline_expected_qps=1234567'", "--target-qps 1234567"),
         ("--main_benchmark_runargs='--test_mode=AccuracyOnly --config_ver=hetero'", "--accuracy-target 99"),
         ("--main_benchmark=no_such_model.py:Any", "--main no_such_model.py:Any"),
         ("--main_benchmark_runargs='--gpu_batch_size=64'", "--batch-size 64"),

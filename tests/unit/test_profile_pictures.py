@@ -10,6 +10,7 @@ import pandas as pd
 from rich.console import Console
 
 from scheduler.events import Finished
+from scheduler.profile import latencies
 from scheduler.profile_row import Row, latency_ms, row_of
 from scheduler.report import profile as pictures
 from scheduler.report import profile_files
@@ -99,6 +100,16 @@ def test_slices_at_once_are_one_line_and_alone_each_its_own():
     assert sorted(by_batch) == [8, 16]
 
 
+def test_an_attempt_cut_short_is_not_taken_for_the_cell(tmp_path: Path):
+    several = on_mig(1, 1, together=7)
+    for step, taken_ms in (("a-together.cut-1", 1.0), ("a-together", 2.0), ("a-together.cut-2", 3.0)):
+        place = tmp_path / "runs" / step / several.cell
+        place.mkdir(parents=True)
+        np.save(place / RAW, np.array([[1, 1, 1 + round(taken_ms * 1e6)]]))
+
+    assert latencies(tmp_path, several).tolist() == [[1, 1, 2_000_001]]
+
+
 def test_one_slow_sample_is_the_end_of_its_distribution():
     taken = np.full(1000, 1.0)
     taken[500] = 80.0
@@ -147,4 +158,4 @@ def test_the_table_fits_80_columns_whatever_it_holds():
     assert "3,160,494 12,346 1,235 0.01235 141,312" in table[1].replace("  ", " ")
     assert "out of memory" in table[3]
     assert table[4].count("–") == 2  # p99 and p99.9 of 50 requests
-    assert "not steady after 30 s" in said.getvalue()
+    assert "not steady after 30.0 s" in said.getvalue()

@@ -1,6 +1,7 @@
 """MLPerf's published results of single slices: every row is read, and the pairs are the known ones."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.console import Console
 from scheduler import published
 from scheduler.published import Published, Reference, geometric_mean, matching, parse_system, references, rows
 from scheduler.report import compare as report
+from scheduler.result import Placement
 from tests.results import measured
 from tests.unit.test_report import holds, shown
 from workloads import catalog
@@ -137,6 +139,24 @@ def test_a_run_of_ones_own_differs_in_all_that_matters():
         "weights",
         "inputs",
     } <= names
+
+
+def test_a_run_as_long_as_mlperfs_on_a_mig_slice_is_told_by_its_gpu():
+    long = measured(settings={"min_duration_ms": 600_000}, slice="gpu0:gi7:ci0")
+    placed = Placement(gpu_uuid="GPU-1", start=0, size=1)
+    where = {"id": "gpu0:gi7:ci0", "kind": "mig", "name": "1g.18gb", "uuid": "MIG-1", "placement": placed}
+    slices = [long.result.slices[0].model_copy(update=where)]
+    manifest = long.manifest.model_copy(
+        update={
+            "slices": slices,
+            "main": long.manifest.main.model_copy(update={"slice": "gpu0:gi7:ci0"}),
+            "gpus": {"settings": {"GPU-0": {"name": "another"}, "GPU-1": {"name": "NVIDIA H200"}}},
+        }
+    )
+    own = replace(long, manifest=manifest, result=long.result.model_copy(update={"slices": slices}))
+    told = {each.name: each.one for each in published.differences(own)}
+    assert (told["hardware"], told["slice"]) == ("NVIDIA H200", "mig 1g.18gb")
+    assert "minimum duration" not in told
 
 
 def test_on_a_terminal_of_80_columns(paired: list[Reference]):

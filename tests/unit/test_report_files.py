@@ -17,6 +17,8 @@ from hypothesis import strategies as st
 
 from scheduler.cli import root
 from scheduler.cli_options import spec_of
+from scheduler.errors import SpecError
+from scheduler.events import Launch, NextMain
 from scheduler.record import RunFolder
 from scheduler.report import files, markdown, page, pictures
 from scheduler.report.command import command_of
@@ -303,6 +305,9 @@ def test_a_trace_has_what_its_format_asks_for_and_is_bounded(tmp_path: Path):
             "slices": "cpu:2",
         },
         {"main": "bert", "main_mode": "accuracy", "accuracy_target": "99.9", "background_duration": "10m"},
+        {"main": "null", "telemetry": "off", "main_duration": "1234567.5s", "target_qps": "0.00001"},
+        {"main": "null", "telemetry": "2hz", "main_duration": "0.25ms"},
+        {"main": "null", "telemetry": "3s"},
     ],
 )
 def test_the_command_asks_for_the_same_run(asked: dict[str, Any]):
@@ -327,11 +332,62 @@ def test_a_series_without_an_answer_says_how_to_go_on(tmp_path: Path):
     assert Page(page.render(document)).open == []
 
 
+def test_a_report_of_the_folder_one_stands_in_calls_it_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(folder(tmp_path / "my run"))
+    files.write_report([Path()], None)
+    assert "    hetero-mig validate 'my run'" in Path("report.md").read_text()
+
+
+def test_the_html_file_is_not_called_as_the_markdown_one_beside_it(tmp_path: Path):
+    with pytest.raises(SpecError, match="Markdown"):
+        files.write_report([folder(tmp_path / "run")], tmp_path / "report.md")
+
+    assert not (tmp_path / "report.md").exists()
+
+
+def test_trials_over_one_background_are_told_of_one_by_one(tmp_path: Path):
+    """A run of a tuning: its folder alone would be taken for a run of its first trial."""
+    path = folder(tmp_path / "hetero-1", MANIFEST.model_copy(update={"first_main": "main"}))
+    result = RunFolder(path).result()
+    (path / "result.json").unlink()
+    run = RunFolder(path)
+    run.append(NextMain("second", 17.6), 17.6)
+    run.append(Launch("second"), 17.7)
+    run.append_line("telemetry.jsonl", {"at_s": 17.65, "workers": {"second": {"cpu_s": 1.0}}})
+    for name, verdict in (("main", "VALID"), ("second", "INVALID")):
+        trial = RunFolder(run.benchmark(name))
+        trial.write_json(
+            "benchmark.json", MANIFEST.main.model_copy(update={"name": name}).model_dump(mode="json")
+        )
+        trial.write_result(result | {"verdict": verdict})
+
+    document = files.document_of([path])
+    assert document.verdict == "1 of 2 VALID"
+    [table] = [block for block in document.sections[0].blocks if isinstance(block, Table)]
+    assert [tuple(row[:2]) for row in table.rows] == [
+        ("hetero-1/main", "VALID"),
+        ("hetero-1/second", "INVALID"),
+    ]
+
+    first, second = load(path / "main"), load(path / "second")
+    assert (first.result.verdict, second.result.verdict) == ("VALID", "INVALID")
+    assert [one.name for one in second.each] == ["second", "back"]
+    assert first.each[0].samples == 600
+    assert first.each[0].exited_s == 16.1
+    assert second.each[0].launched_s == 17.7
+    assert first.telemetry["at_s"].max() < 17.5
+    assert set(second.telemetry["id"][second.telemetry["scope"] == "worker"]) == {"back", "second"}
+    assert files.document_of([path / "second"]).verdict == "INVALID"
+    assert "end buffer" not in {span.what for span in phases_of(first.manifest, first.told, (6.0, 16.0))}
+
+
 def test_several_runs_are_compared(tmp_path: Path):
     paths = [folder(tmp_path / name, SERVER, latencies_ms=[1.0, 2.0, 3.0]) for name in ("one", "two")]
     table, picture = comparison([load(path) for path in paths]).blocks
     assert isinstance(table, Table)
-    assert [row[:2] for row in table.rows] == [("one", "VALID"), ("two", "VALID")]
+    assert [tuple(row[:2]) for row in table.rows] == [("one", "VALID"), ("two", "VALID")]
     assert [row[table.columns.index("÷ first")] for row in table.rows] == [1.0, 1.0]
     assert isinstance(picture, Picture)
     assert "two" in picture.svg

@@ -1,8 +1,12 @@
 """MLPerf's rounds: what a later one has of its own."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from scheduler import audit
 from scheduler.assignment import Plan, assign
+from scheduler.record import RunFolder
 from scheduler.spec import loadgen_round, parse_run, presets
 from tests.unit.test_assignment import SEVEN_MIG
 from workloads.protocol import Scenario
@@ -37,3 +41,30 @@ def test_a_later_rounds_seeds_and_counts_are_taken_and_it_has_no_background():
     assert (alone.comparable_to_mlperf, beside.comparable_to_mlperf) == (True, False)
     assert "not comparable to MLPerf: a background, which round v4.1 has not" in beside.notes
     assert "not comparable to MLPerf: dlrm is not a benchmark of round v4.1" in of("dlrm").notes
+
+
+def test_a_compliance_test_takes_rate_batch_and_batch_times_of_the_performance_run(tmp_path: Path):
+    round_ = loadgen_round("v4.1")
+    spec = parse_run({"main": "bert", "main_scenario": "Server", "round": "v4.1"})
+    plan = assign(spec, SEVEN_MIG, presets(), round_)
+    sizes = [
+        {"batch_size": size, "median_ns": 2 * size, "mean_ns": 3 * size, "batches": 9} for size in (1, 4, 16)
+    ]
+    told = {
+        "effective": {
+            "scenario": "Server",
+            "batch_size": 4,
+            "offline_expected_qps": 120.5,
+            "server_target_qps": 120.5,
+            "single_stream_expected_latency_ns": 1,
+            "multi_stream_expected_latency_ns": 1,
+        },
+        "calibration": {"batch_times": sizes},
+    }
+    ran = tmp_path / plan.main.name
+    ran.mkdir()
+    (ran / "loadgen_settings.json").write_text(json.dumps(told))
+    main = audit.test_plan("TEST05", plan, RunFolder(tmp_path), round_).main
+    assert (main.settings.target_qps, main.options.batch_size) == (120.5, 4)
+    assert main.settings.batch_times_ns == ((1, 2, 3, 9), (4, 8, 12, 9))
+    assert main.settings.test05

@@ -83,6 +83,13 @@ def test_an_attempt_cut_short_is_kept_beside_the_new_one(tmp_path: Path):
     assert there == {"base-1": "2", "base-1.cut-1": "0", "base-1.cut-2": "1"}
 
 
+def test_a_damaged_result_is_told_and_not_run_again(tmp_path: Path):
+    with series.opened(tmp_path, QUESTION) as runs:
+        (runs.new_run("base-1").path / "result.json").write_text("{}")
+        with pytest.raises(FolderDamaged, match=r"result\.json of .*base-1"):
+            runs.finished("base-1")
+
+
 def test_the_newest_without_an_answer_is_gone_on_with(tmp_path: Path):
     assert series.to_go_on_with(tmp_path, QUESTION) is None
     for number, name in enumerate(["old", "answered", "other"]):

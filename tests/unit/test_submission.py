@@ -130,6 +130,7 @@ FIDELITY = TOP_1.model_copy(update={"kind": "fidelity", "why_fidelity": "random 
             },
             "was held against another performance run, /else",
         ),
+        ({"workload": "suts.Honest"}, "suts.Honest Offline: a model of your own"),
         ({"workload": "rnnt"}, "rnnt Offline: round v6.1 has no such benchmark at 99 %"),
     ],
 )

@@ -220,6 +220,17 @@ def test_what_is_wrong_is_found(change: Change, found: str):
     assert any(found in problem for problem in problems(files)), problems(files)
 
 
+def test_bert_at_99_9_is_for_datacenters_until_the_edge_has_it():
+    def there_is_none(name: RoundName, system_type: str) -> bool:
+        files = {path.replace("/resnet/", "/bert-99.9/"): text for path, text in tree(name).items()}
+        told(SYSTEM, system_type=system_type)(files)
+        found = f"round {name} has no bert-99.9 on {system_type} systems"
+        return any(found in problem for problem in problems(files, name))
+
+    assert [there_is_none("v2.0", "edge"), there_is_none("v2.0", "datacenter")] == [True, False]
+    assert [there_is_none("v4.1", "edge"), there_is_none("v6.1", "edge")] == [True, False]
+
+
 def test_a_server_limit_longer_than_the_rounds_is_found():
     files = tree("v4.1", system_type="datacenter")
     at = "closed/ORG/results/SYS/resnet/Server/performance/run_1/mlperf_log_detail.txt"

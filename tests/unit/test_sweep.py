@@ -51,6 +51,21 @@ def test_every_combination_is_one_step_and_slices_change_fastest():
     ]
 
 
+def test_rates_that_differ_have_names_that_differ():
+    grid = Grid(concurrency=(), arrival_rates_per_s=(2.0, 1234567.0, 1234568.0, 0.1), batch_sizes=(1,))
+    assert names(steps([on_slices("null", "cpu:1")], grid, together=False, takes_lengths=LENGTHS)) == [
+        f"null-b1-{rate}-cpu0" for rate in ("r2", "r1234567", "r1234568", "r0.1")
+    ]
+
+
+def test_models_of_ones_own_have_names_of_their_own_and_none_is_too_long():
+    paths = ("a b.py:Net", "a-b.py:Net", f"{'x' * 300}/one.py:Net", f"{'x' * 300}/two.py:Net")
+    alike = [[replace(one, workload=path) for one in on_slices("null", "cpu:1")] for path in paths]
+    found = names(steps(alike, Grid(), together=False, takes_lengths=dict.fromkeys(paths)))
+    assert len(set(found)) == len(paths)
+    assert max(map(len, found)) < 200
+
+
 def test_together_is_one_step_of_all_slices():
     (step,) = steps([on_slices("null")], Grid(batch_sizes=(8,)), together=True, takes_lengths=LENGTHS)
     assert step.key == "null-b8-c1-together"

@@ -1,6 +1,9 @@
 """The turns of sampling, on this machine and on fake GPUs, and the budget they have."""
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -141,6 +144,12 @@ def device_columns(run: RunFolder, slice_id: str) -> list[dict[str, Any]]:
     return [line.get("slices", {}).get(slice_id, {}) for line in run.lines("telemetry.jsonl")]
 
 
+def lines_since(found: list[dict[str, Any]], column: str) -> int:
+    """How many lines tell of the device, from the first on that has the column."""
+    having = [column in one for one in found if one]
+    return len(having) - having.index(True) if True in having else 0
+
+
 def test_a_run_on_a_gpu_is_recorded_with_its_state_before_and_after(tmp_path: Path):
     machine = FakeGpus(FakeGpu(board=A100_80, mig=True, instances=(Instance("1g.10gb", 0),)))
     [device] = slices_of(machine)
@@ -152,7 +161,7 @@ def test_a_run_on_a_gpu_is_recorded_with_its_state_before_and_after(tmp_path: Pa
     with loaded(machine), serving(answers(text)) as url:
         watched = Watched(slices=[device])
         with telemetry.recording(run, Clock.start(), watched, dict, 50, dcgm_url=url):
-            while not any("graphics_active" in columns for columns in device_columns(run, device.id)):
+            while lines_since(device_columns(run, device.id), "graphics_active") < 4:
                 os.sched_yield()
 
             machine.ecc_uncorrected = 1
@@ -166,6 +175,7 @@ def test_a_run_on_a_gpu_is_recorded_with_its_state_before_and_after(tmp_path: Pa
     lines = [Line.model_validate(one) for one in run.lines("telemetry.jsonl")]
     seen = [line.slices[device.id] for line in lines if device.id in line.slices]
     assert 0.982 in [one.graphics_active for one in seen]
+    assert len([one for one in seen if one.graphics_active is not None]) == 1  # of one answer once
     assert (99,) in [one.foreign_pids for one in seen]
     assert any(device.gpu_uuid in line.gpus for line in lines)
 
@@ -232,6 +242,27 @@ def test_the_figures_of_a_process_are_the_kernels():
     assert figures.switches_voluntary + figures.switches_involuntary > 0
     with pytest.raises(FileNotFoundError):
         OpenProcess(2**22 + 1)
+
+
+def test_what_a_process_has_started_is_counted_while_it_lives_and_after():
+    this = OpenProcess(os.getpid())
+    before_s = this.children_cpu_s()
+    if before_s is None:
+        pytest.skip("this kernel tells no children")
+
+    forks = "import os; os.fork(); [0 for _ in iter(int, 1)]"  # a child, and a child of that
+    with subprocess.Popen([sys.executable, "-c", forks], start_new_session=True) as child:
+        try:
+            while (living_s := this.children_cpu_s() or 0.0) < before_s + 0.2:
+                os.sched_yield()
+        finally:
+            os.killpg(child.pid, signal.SIGKILL)
+
+    after_s = this.children_cpu_s()
+    this.close()
+    assert after_s is not None
+    assert before_s + 0.05 <= after_s  # the grandchild, for which nobody waited, is no longer told
+    assert living_s >= before_s + 0.2
 
 
 def test_the_last_lines_of_a_file_being_written(tmp_path: Path):

@@ -309,6 +309,13 @@ def test_a_log_is_the_whole_evidence_of_main():
     assert judge(MANIFEST, STORY, EVIDENCE).main.settings == dict(VALID_LOG.settings)
 
 
+def test_without_mains_window_nothing_is_proven_whatever_its_log_says():
+    finished = [what for _at, what in STORY if isinstance(what, Finished) and what.name == "main"]
+    story = [(at, Finished("main", what.at) if what is finished[0] else what) for at, what in STORY]
+    result = judge(MANIFEST, story, EVIDENCE)
+    assert (result.verdict, codes(result)) == ("INVALID", ["no-window"])
+
+
 # ---------------------------------------------------------------------- mains that follow one another
 
 FOLLOWED: list[Told] = [
