@@ -6,6 +6,7 @@ nothing they leave behind, outlives ``with Supervisor(...)``.
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 import tempfile
@@ -101,11 +102,14 @@ class Supervisor:
 
         self._former_wakeup = signal.set_wakeup_fd(self._wakeup_write, warn_on_full_buffer=False)
         self._former_handlers = {number: signal.signal(number, self._on_signal) for number in _heeded()}
+        self._sockets: str | None = None
         try:
+            self._make_folder_of_sockets()
             start_forkserver(
                 [task for task in self._tasks.values() for _ in range(2 if self._is_to_follow(task) else 1)]
             )
         except OSError as error:
+            self._remove_folder_of_sockets()
             self._let_go_of_signals()
             raise DidNotStart(
                 asked="a forkserver for the workers",
@@ -125,7 +129,19 @@ class Supervisor:
             self._end_all()
         finally:
             stop_forkserver(patient=not self._alive and not self._interrupted)
+            self._remove_folder_of_sockets()
             self._let_go_of_signals()
+
+    def _make_folder_of_sockets(self) -> None:
+        """multiprocessing's own would last as long as the program, and a kill between two runs would leave it."""
+        ours: dict[str, str | None] = multiprocessing.current_process()._config  # type: ignore[attr-defined]  # private
+        self._former_sockets = ours.get("tempdir")
+        self._sockets = ours["tempdir"] = tempfile.mkdtemp(prefix="pymp-")
+
+    def _remove_folder_of_sockets(self) -> None:
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
+            multiprocessing.current_process()._config["tempdir"] = self._former_sockets  # type: ignore[attr-defined]  # private
 
     def _let_go_of_signals(self) -> None:
         for number, handler in self._former_handlers.items():

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,17 @@ from scheduler.result import Result
 from tests.process.runs import carry_out, codes, faulty_workloads
 
 
+def folders_of_sockets() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("pymp-*"))
+
+
 @pytest.fixture(autouse=True)
 def _faulty() -> Iterator[None]:
+    before = folders_of_sockets()
     with faulty_workloads():
         yield
+
+    assert folders_of_sockets() == before  # they go with the run, not with the program
 
 
 def pids(result: Result) -> list[int]:
