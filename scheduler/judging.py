@@ -13,7 +13,7 @@ from scheduler.columns import Line, Telemetry
 from scheduler.errors import FolderDamaged, LogError
 from scheduler.loadgen_log import LoadgenResult, parse
 from scheduler.record import RunFolder
-from scheduler.result import SCHEMA_VERSION, BenchmarkRecord, Manifest, QualityRecord, Result
+from scheduler.result import SCHEMA_VERSION, BenchmarkRecord, Manifest, QualityRecord, Result, first_fault
 from scheduler.story import Story, until_the_next
 from scheduler.verdict import Evidence
 from workloads.progress import read_history, read_mark, work_in_window
@@ -70,11 +70,9 @@ def read_manifest(folder: RunFolder) -> Manifest:
     try:
         return Manifest.model_validate(found)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
         raise FolderDamaged(
             asked=f"the manifest of {folder.path}",
-            found=f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']} (this program reads schema version "
-            f"{SCHEMA_VERSION})",
+            found=f"{first_fault(error)} (this program reads schema version {SCHEMA_VERSION})",
             do="judge it with the version of hetero-mig that wrote it, or name another folder",
         ) from None
 
@@ -88,10 +86,9 @@ def understood(model: type[Model], found: object, asked: str) -> Model:
     try:
         return model.model_validate(found)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
         raise FolderDamaged(
             asked=asked,
-            found=f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}",
+            found=first_fault(error),
             do="name the folder as it was left, to the version of hetero-mig that wrote it",
         ) from None
 
@@ -184,10 +181,9 @@ def _telemetry(
         found = None if told is None else Telemetry.model_validate(told)
         lines = [] if told is None else [Line.model_validate(one) for one in folder.lines("telemetry.jsonl")]
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
         raise FolderDamaged(
             asked=f"the telemetry of {folder.path}",
-            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            found=first_fault(error),
             do="judge it with the version of hetero-mig that wrote it",
         ) from None
 
@@ -216,8 +212,7 @@ def _quality(folder: RunFolder, name: str) -> tuple[QualityRecord | None, str]:
     except FolderDamaged as error:
         return None, f"quality.json: {error.found}"
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return None, f"quality.json, {'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return None, f"quality.json, {first_fault(error)}"
 
     if folder.answers_sha256(name) != found.answers_sha256:
         return None, "LoadGen's accuracy log is not the one that quality.json was computed from"

@@ -96,8 +96,14 @@ class RunFolder:
         """Take away what a kill left of a last line, before more lines are added to that file."""
         path = self.path / name
         with disk_errors(self.path):
-            if path.exists() and not (content := path.read_bytes()).endswith(b"\n"):
-                os.truncate(path, content.rfind(b"\n") + 1)
+            if not path.exists() or path.stat().st_size == 0:
+                return
+
+            with path.open("rb+") as file:
+                file.seek(-1, os.SEEK_END)
+                if file.read() != b"\n":
+                    file.seek(0)
+                    file.truncate(file.read().rfind(b"\n") + 1)
 
     def append_line(self, name: str, line: dict[str, Any]) -> None:
         """Add one JSON line to a file of the folder."""

@@ -5,12 +5,18 @@ Times are seconds on the run's monotonic clock, whose zero is the manifest's ``c
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from scheduler.spec import AccuracyTerms
 from workloads.protocol import Mode, Precision, Scenario, Size
 
 SCHEMA_VERSION = 1
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where a record is not as its schema has it, and how: ``main.size: Field required``; the first of several."""
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}"
 
 
 class _Record(BaseModel):

@@ -1,9 +1,10 @@
 """A run while it goes on: a live table on a terminal, plain lines elsewhere."""
 
 from collections import deque
+from collections.abc import Callable
 from types import TracebackType
 
-from rich.console import Console, Group
+from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -22,6 +23,30 @@ RATE_OVER_S = 2.0
 """The rates shown are means over about this long."""
 
 
+def live_on(console: Console, render: Callable[[], RenderableType], *, plain: bool) -> Live | None:
+    """What redraws ``render`` while things go on; None where plain lines are wanted, or all that can be shown."""
+    if plain or console.quiet or console.is_dumb_terminal or not console.is_terminal:
+        return None
+
+    return Live(get_renderable=render, console=console, refresh_per_second=REFRESH_HZ, transient=True)
+
+
+class RecentRate:
+    """How fast a count grows: the mean over about ``RATE_OVER_S``."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def of(self, now: float, count: int) -> float | None:
+        """Per second, now that the count is this; None as long as it is the first time."""
+        self._seen.append((now, count))
+        while len(self._seen) > 2 and now - self._seen[1][0] > RATE_OVER_S:
+            self._seen.popleft()
+
+        then, before = self._seen[0]
+        return (count - before) / (now - then) if now > then else None
+
+
 class LiveView:
     """Shows a run's events as they are handled; a ``with`` around the run."""
 
@@ -36,12 +61,8 @@ class LiveView:
         self._phase: Phase | None = None
         self._phase_began = 0.0
         self._main_began: float | None = None
-        self._counts: dict[str, deque[tuple[float, int]]] = {one.name: deque() for one in plan.all}
-        self._live = (
-            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESH_HZ, transient=True)
-            if console.is_terminal and not (console.is_dumb_terminal or console.quiet or plain)
-            else None
-        )
+        self._rates = {one.name: RecentRate() for one in plan.all}
+        self._live = live_on(console, self._render, plain=plain)
 
     def __enter__(self) -> "LiveView":
         if self._live is not None:
@@ -127,13 +148,8 @@ class LiveView:
         if mark is None:
             return one.slice.id, one.name, stage, "", ""
 
-        seen = self._counts[one.name]
-        seen.append((now, mark.samples_completed))
-        while len(seen) > 2 and now - seen[1][0] > RATE_OVER_S:
-            seen.popleft()
-
-        (then, before), elapsed = seen[0], now - seen[0][0]
-        rate = f"{(mark.samples_completed - before) / elapsed:,.1f}" if elapsed > 0 and then < now else ""
+        found = self._rates[one.name].of(now, mark.samples_completed)
+        rate = "" if found is None else f"{found:,.1f}"
         return one.slice.id, one.name, stage, rate, f"{mark.samples_completed:,}"
 
     def _phase_line(self, now: float) -> Group | Text:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -16,12 +15,10 @@ from scheduler.clock import Clock
 from scheduler.events import Event
 from scheduler.profile_row import Row
 from scheduler.record import RunFolder
+from scheduler.report.live import RecentRate, live_on
 from scheduler.sweep import Step
 from workloads.progress import read_mark
 
-REFRESH_HZ = 2
-RATE_OVER_S = 2.0
-"""The rates shown are means over about this long."""
 STEPS_OF_THE_MEAN = 8
 """The time left is told by that many of the last steps."""
 WIDE = 100
@@ -38,12 +35,8 @@ class ProfileView:
         self._step: tuple[Step, RunFolder, Clock] | None = None
         self._began_s = 0.0
         self._stages: dict[str, str] = {}
-        self._counts: dict[str, deque[tuple[float, int]]] = {}
-        self._live = (
-            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESH_HZ, transient=True)
-            if console.is_terminal and not (console.is_dumb_terminal or console.quiet or plain)
-            else None
-        )
+        self._rates: dict[str, RecentRate] = {}
+        self._live = live_on(console, self._render, plain=plain)
 
     def __enter__(self) -> "ProfileView":
         if self._live is not None:
@@ -70,7 +63,7 @@ class ProfileView:
         """This step begins."""
         self._step, self._began_s = (step, folder, clock), clock.now()
         self._stages = dict.fromkeys(step.names, "loading")
-        self._counts = {name: deque() for name in step.names}
+        self._rates = {name: RecentRate() for name in step.names}
 
     def happened(self, event: Event) -> None:
         """In the step that goes on."""
@@ -122,13 +115,8 @@ class ProfileView:
         if mark is None:
             return f"{name}: {self._stages[name]}"
 
-        seen = self._counts[name]
-        seen.append((now, mark.samples_completed + mark.filler_samples))
-        while len(seen) > 2 and now - seen[1][0] > RATE_OVER_S:
-            seen.popleft()
-
-        (then, before), (_, count) = seen[0], seen[-1]
-        rate = f", {(count - before) / (now - then):,.1f} samples/s" if now > then else ""
+        found = self._rates[name].of(now, mark.samples_completed + mark.filler_samples)
+        rate = "" if found is None else f", {found:,.1f} samples/s"
         return f"{name}: {self._stages[name]}{rate}"
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from scheduler.errors import FolderDamaged
 from scheduler.judging import OF_A_MAIN, judge
 from scheduler.record import RunFolder
-from scheduler.result import BenchmarkRecord, Manifest, Result
+from scheduler.result import BenchmarkRecord, Manifest, Result, first_fault
 from scheduler.story import BenchmarkStory, RunStory, Story, read_story, until_the_next
 from workloads.progress import read_history
 from workloads.protocol import Scenario
@@ -291,10 +291,9 @@ def load(path: Path | str) -> RunTables:
     try:
         return _trial(place) if (place / OF_A_MAIN).exists() else _run(RunFolder(place))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
         raise FolderDamaged(
             asked=f"a report of {path}",
-            found=f"{'.'.join(map(str, first['loc']))}: {first['msg']}",
+            found=first_fault(error),
             do="name the folder of a run, as this version leaves it",
         ) from None
 

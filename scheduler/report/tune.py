@@ -4,7 +4,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console, Group
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
@@ -13,12 +12,12 @@ from scheduler.assignment import Plan
 from scheduler.clock import Clock
 from scheduler.events import Action, Event
 from scheduler.record import RunFolder
+from scheduler.report.live import live_on
 from scheduler.run import Watch
 from scheduler.search import Bracket, Try
 from scheduler.tuning import Asked, Of, Outcome, TrialRecord, TuneResult
 from workloads.protocol import Scenario
 
-REFRESH_HZ = 2
 LAST_SHOWN = 8
 BAR = 40
 """Columns of the drawn bracket."""
@@ -39,12 +38,7 @@ class TuneView:
         self._clock = Clock.start()
         self._begun_s = 0.0
         self._state = ""
-        terminal = console.is_terminal and not (console.is_dumb_terminal or console.quiet or plain)
-        self._live = (
-            Live(get_renderable=self._render, console=console, refresh_per_second=REFRESH_HZ, transient=True)
-            if terminal
-            else None
-        )
+        self._live = live_on(console, self._render, plain=plain)
 
     def goes_on(self, trials: Sequence[TrialRecord]) -> None:
         """The trials that were made before."""
