@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from scheduler.arithmetic import engine_of, precision_of
+from scheduler.arithmetic import batch_notes, batch_size_of, engine_of, precision_of
 from scheduler.errors import SpecError
 from scheduler.selection import names_of
 from scheduler.slices import Slice
@@ -122,7 +122,7 @@ def assign(
     others = tuple(each for each in slices if each is not main_slice)
     names = _background_names(spec, slices, beside_itself)
     placed = list(zip(names, others, strict=False))  # one name a slice, or no name at all
-    _all_options_used(spec, {spec.main, *names})
+    _all_options_used(spec, {spec.main, *names}, slices)
 
     used = [main_slice, *(each for _, each in placed)]
     preset_name: Literal["quick", "mlperf"] = (
@@ -156,7 +156,12 @@ def assign(
         preset=preset_name,
         idle=() if names else others,
         comparable_to_mlperf=not shortfalls,
-        notes=tuple(_notes(terms, main, shortfalls, left_out=spec.main in set(spec.background) - set(names))),
+        notes=(
+            *_notes(terms, main, shortfalls, left_out=spec.main in set(spec.background) - set(names)),
+            *batch_notes(
+                spec, [(each.workload, each.options.size, each.slice) for each in (main, *background)]
+            ),
+        ),
         accuracy=_accuracy_terms(terms) if spec.main_mode == "accuracy" else None,
     )
 
@@ -207,7 +212,7 @@ def _background_names(spec: RunSpec, slices: Sequence[Slice], beside_itself: boo
     return [rotated[index % len(rotated)] for index in range(room)]
 
 
-def _all_options_used(spec: RunSpec, names: set[str]) -> None:
+def _all_options_used(spec: RunSpec, names: set[str], slices: Sequence[Slice]) -> None:
     asked: dict[str, Mapping[str, object]] = {
         "batch-size": spec.batch_size,
         "weights": spec.weights,
@@ -221,6 +226,16 @@ def _all_options_used(spec: RunSpec, names: set[str]) -> None:
                     found=f"{name} is not in this run, which runs {', '.join(sorted(names))}",
                     do="leave the option out, or add the workload to the run",
                 )
+
+    on_cores = all(each.kind == "cpu" for each in slices)
+    if spec.dcgm is not None and (on_cores or not spec.telemetry):
+        raise SpecError(
+            asked=f"--dcgm {spec.dcgm}",
+            found="no slice of this run is on a GPU" if on_cores else "--telemetry off: nothing is sampled",
+            do="leave --dcgm out, or take slices of a GPU (--slices mig, gpu)"
+            if on_cores
+            else "leave one of the two out",
+        )
 
 
 # --- one benchmark --------------------------------------------------------------------------------------
@@ -250,13 +265,12 @@ def _background(terms: _Terms, number: int, name: str, slice_: Slice) -> Assignm
 def _options(terms: _Terms, name: str, slice_: Slice) -> WorkloadOptions:
     spec, device = terms.spec, _device(slice_)
     size: Size = terms.preset.size[device] if spec.size == "auto" else spec.size
-    batch_size = spec.batch_size.get(name, catalog.entry(name).batch_size[device, size])
     return WorkloadOptions(
         size=size,
         device=device,
         precision=precision_of(spec, name, device),
         engine=engine_of(spec, device),
-        batch_size=batch_size,
+        batch_size=batch_size_of(spec, name, size, slice_),
         seed=spec.seed,
         # A core of one's own counts whole, one of n benchmarks' a share of 1/n; at least one thread.
         threads=max(1, int(sum(1 / terms.users[core] for core in slice_.cores) + 1e-9)),

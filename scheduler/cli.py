@@ -144,12 +144,15 @@ def baseline(context: click.Context, /, **options: Any) -> None:
 def validate(context: click.Context, folder: Path, as_json: bool) -> None:
     """Judge the run in FOLDER again, from the folder alone.
 
-    In a run of a tuning each trial is judged (in a trial's folder: that one); the exit code is then 0 if all are as
-    their result.json says.
+    In a run of a tuning each trial is judged (in a trial's folder: that one), in the folder of a tuning, derating,
+    matrix or audit each of its runs; the exit code is then 0 if all are as their result.json says.
     """
     from scheduler import judging
     from scheduler.record import RunFolder
     from scheduler.report import text
+
+    if (folder / "series.json").exists():
+        context.exit(_validate_series(folder, as_json))
 
     recorded = RunFolder(folder)
     trials = judging.judged_mains(recorded)
@@ -186,6 +189,48 @@ root.add_command(build)
 root.add_command(predecessor)
 root.add_command(matrix)
 root.add_command(report)
+
+
+def _validate_series(folder: Path, as_json: bool) -> int:
+    from scheduler import judging
+    from scheduler.record import RunFolder
+
+    runs = sorted(path for path in (folder / "runs").glob("*") if (path / "manifest.json").exists())
+    told: dict[str, Any] = {}
+    bad = 0
+    for recorded in map(RunFolder, runs):
+        key = recorded.path.name
+        mains = judging.judged_mains(recorded)
+        if mains is None and not recorded.has_result():
+            click.echo(f"{key}: cut short, not judged", err=True)
+            continue
+
+        judged = (
+            {key: (result := judging.judge(recorded), _differing(recorded, result))}
+            if mains is None
+            else {f"{key}/{record.name}": judging.judged_again(own, record) for own, record in mains}
+        )
+        for name, (result, differing) in judged.items():
+            told[name] = result.model_dump(mode="json")
+            bad += bool(differing)
+            if not as_json:
+                click.echo(f"{name}: {result.verdict}")
+
+            if differing:
+                where = ", ".join(differing)
+                click.echo(f"{name}: in result.json these do not follow from this folder: {where}", err=True)
+
+    if as_json:
+        click.echo(json.dumps(told, indent=2))
+
+    click.echo(f"{len(told)} judged again, {len(told) - bad} as their result.json says", err=True)
+    return 1 if bad or not told else 0
+
+
+def _differing(recorded: "RunFolder", result: "Result") -> list[str]:
+    from scheduler import judging
+
+    return judging.differences(recorded.result(), result.model_dump(mode="json"))
 
 
 def _validate_trials(trials: "Sequence[tuple[RunFolder, BenchmarkRecord]]", as_json: bool) -> int:

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from scheduler.assignment import Plan
     from scheduler.derating import Derating
-    from scheduler.series import Watching
+    from scheduler.report.series_view import SeriesView
+    from scheduler.series import Series, Watching
     from scheduler.slices import Machine
     from scheduler.spec import RunSpec
 
@@ -88,6 +89,7 @@ def _measure(
     from scheduler import inspection, series
     from scheduler.derate import derate as carry_out
     from scheduler.errors import SpecError
+    from scheduler.report.series_view import SeriesView
 
     if not plan.background:
         raise SpecError(
@@ -104,17 +106,26 @@ def _measure(
     with series.opened(place, question) as runs:
         _show_plan(plan, repeats, console)
         console.print(f"folder: {runs.path}", markup=False, highlight=False, soft_wrap=True)
-        shown = _announced(console, repeats, plain=options["verbose"])
         plan_for = partial(plan_of, machine=machine)
-        return carry_out(runs, spec, plan_for, machine, shown, repeats=repeats, margin=margin), runs.path
+        with SeriesView(console, plain=options["verbose"]) as view:
+            shown = _shown(view, runs, console, repeats)
+            return carry_out(runs, spec, plan_for, machine, shown, repeats=repeats, margin=margin), runs.path
 
 
-def _announced(console: "Console", repeats: int, *, plain: bool) -> "Watching":
-    show = watching(console, plain=plain)
+def _shown(view: "SeriesView", runs: "Series", console: "Console", repeats: int) -> "Watching":
+    """Each run in the one panel, or in lines."""
+    from scheduler.report import derate as report
+    from scheduler.report.series_view import Finished
+
+    in_lines, finished = watching(console, plain=True), Finished(runs).of
 
     def shown(plan: Any, folder: Any, clock: Any) -> Any:
-        console.print(f"run {folder.path.name}; pairs: {repeats}", highlight=False)
-        return show(plan, folder, clock)
+        if not view.is_live:
+            console.print(f"run {folder.path.name}; pairs: {repeats}", highlight=False)
+            return in_lines(plan, folder, clock)
+
+        view.next_run(report.step(folder.path.name, repeats, finished))
+        return view.run(plan, folder, clock)
 
     return shown
 

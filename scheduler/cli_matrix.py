@@ -16,10 +16,14 @@ from scheduler.cli_options import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
-    from scheduler.matrix import Asked
+    from scheduler.matrix import Asked, Progress
     from scheduler.pairs import MatrixResult
+    from scheduler.report.series_view import SeriesView
+    from scheduler.series import Series, Watching
     from scheduler.slices import Machine
 
 NOT_OF_A_MATRIX = (
@@ -132,6 +136,7 @@ def _measure(asked: "Asked", machine: "Machine", options: dict[str, Any], consol
     from scheduler import matrix as series_of_runs
     from scheduler import series
     from scheduler.report import matrix as report
+    from scheduler.report.series_view import SeriesView
 
     series_of_runs.check(asked)
     question = series.question(
@@ -144,19 +149,45 @@ def _measure(asked: "Asked", machine: "Machine", options: dict[str, Any], consol
         asked.slices,
     )
     folder = series.place(options["output"], "matrix", question)
-    shown = watching(
-        report.for_single_runs(console, every_event=options["verbose"]), plain=options["verbose"]
-    )
     with series.opened(folder, question) as runs:
         console.print(f"folder: {runs.path}", markup=False, highlight=False, soft_wrap=True)
-        result = series_of_runs.measure(
-            asked, runs, machine, shown, lambda progress: report.show_progress(progress, console)
-        )
+        with SeriesView(console, plain=options["verbose"]) as view:
+            shown, tell = _display(view, asked, runs, options, console)
+            result = series_of_runs.measure(asked, runs, machine, shown, tell)
+
         report.write_files(result, runs.path)
         runs.write_answer(result.model_dump(mode="json"))  # last: till then the same command goes on with it
         _show(result, runs.path, options, console)
 
     return _exit_code(result)
+
+
+def _display(
+    view: "SeriesView", asked: "Asked", runs: "Series", options: dict[str, Any], console: "Console"
+) -> "tuple[Watching, Callable[[Progress], None]]":
+    """What shows a run, and what is told before it: the one panel, or lines."""
+    from scheduler.report import matrix as report
+    from scheduler.report.series_view import Finished, Step
+
+    if not view.is_live:
+        lines = report.for_single_runs(console, every_event=options["verbose"])
+        return watching(lines, plain=True), lambda progress: report.show_progress(progress, console)
+
+    finished = Finished(runs).of
+
+    def tell(progress: "Progress") -> None:
+        done = report.so_far(asked.workloads, asked.repeats, progress.number, finished, console.width)
+        view.next_run(
+            Step(
+                number=progress.number,
+                runs=progress.runs,
+                words=progress.run.words,
+                left_s=progress.left_s,
+                so_far=done,
+            )
+        )
+
+    return view.run, tell
 
 
 def _show(result: "MatrixResult", folder: Path, options: dict[str, Any], console: "Console") -> None:

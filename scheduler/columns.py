@@ -19,8 +19,9 @@ class HostColumns(_Columns):
     """The machine, and what the launcher costs it."""
 
     cpu_active: float | None
-    load_1min: float
-    memory_available_mib: int
+    load_1min: float | None = None
+    memory_available_mib: int | None = None
+    """Both asked once a second."""
     launcher_cpu_s: float
     telemetry_cpu_s: float
 
@@ -31,14 +32,14 @@ class WorkerColumns(_Columns):
     pid: int
     slice: str
     cpu_s: float
-    children_cpu_s: float | None = None
-    """Asked twice a second."""
-    memory_mib: float
-    threads: int
-    switches_voluntary: int
-    switches_involuntary: int
     samples_completed: int
     filler_samples: int
+    memory_mib: float | None = None
+    threads: int | None = None
+    switches_voluntary: int | None = None
+    switches_involuntary: int | None = None
+    children_cpu_s: float | None = None
+    """These five asked once a second."""
     gpu_memory_used_mib: int | None = None
     """As the driver told when its device had its turn last."""
 
@@ -58,6 +59,7 @@ class SliceColumns(_Columns):
     pcie_rx_mib_s: float | None = None
     processes: int | None = None
     foreign_pids: tuple[int, ...] | None = None
+    """Both asked once a second at most."""
 
 
 class GpuColumns(_Columns):
@@ -71,11 +73,12 @@ class GpuColumns(_Columns):
     utilisation_percent: int | None
     memory_used_mib: int | None
     throttle_reasons: tuple[str, ...] | None
-    throttled_s: dict[str, float] | None
-    ecc_corrected: int | None
-    ecc_uncorrected: int | None
+    throttled_s: dict[str, float] | None = None
+    ecc_corrected: int | None = None
+    ecc_uncorrected: int | None = None
     pcie_tx_mib_s: float | None = None
     pcie_rx_mib_s: float | None = None
+    """These five asked once a second at most."""
 
 
 class Line(_Columns):

@@ -1,7 +1,7 @@
 """Every error the program raises on purpose.
 
 HeteroMigError
-├── Stopped                       by a signal, outside of a run (exit 130, 143)
+├── Stopped                       by a signal that no run heard (exit 130, 143)
 ├── SeriesCutShort                one run of several was stopped or could not run (exit as that run)
 ├── SpecError                     the user's: asked wrongly, nothing was started (exit 2)
 ├── SliceError                    the machine offers no such slice
@@ -61,7 +61,7 @@ class HeteroMigError(Exception):
 
 
 class Stopped(HeteroMigError):
-    """A stop signal arrived outside of a run, while something was in force that had to be undone."""
+    """A stop signal arrived when no run heard it any more, or yet; what was in force is undone on the way out."""
 
     def __init__(self, number: int) -> None:
         name = signal.Signals(number).name

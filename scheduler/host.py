@@ -52,18 +52,6 @@ class Host:
             int(found[1]) // 1024 if found else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") >> 20
         )
 
-    def busy_s(self) -> dict[int, float]:
-        """By core: seconds since the boot in which it was not idle, whoever's work it was."""
-        ticks_per_s = os.sysconf("SC_CLK_TCK")
-        found: dict[int, float] = {}
-        for line in self._text("proc/stat").splitlines():
-            name, *ticks = line.split()
-            if re.fullmatch(r"cpu\d+", name):
-                user, nice, system, _idle, _iowait, *others = map(int, ticks[:8])  # the rest is in user, nice
-                found[int(name.removeprefix("cpu"))] = (user + nice + system + sum(others)) / ticks_per_s
-
-        return found
-
     def cpu_quota_cores(self) -> float | None:
         """Cores' worth of time the control group allows (``docker --cpus``); None without a quota.
 

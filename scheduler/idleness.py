@@ -1,6 +1,6 @@
 """Whether all but main's slice was idle in a baseline: what was seen in, findings out. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +24,8 @@ class Seen:
     """The same once main's process was gone; none where that is not yet noted."""
     busy: float | None = None
     """Part of the time of its cores, main's left out, that was spent working in main's window."""
+    untold: bool = False
+    """There is too little telemetry in main's window to tell."""
 
 
 def seen(
@@ -31,6 +33,7 @@ def seen(
     samples: Sequence[Mapping[str, Any]],
     window: tuple[float, float] | None,
     idle: Sequence[SliceRecord],
+    mains_cores: Collection[int] = (),
 ) -> list[Seen]:
     """From what the folder holds: ``idle.json``, ``telemetry.jsonl``, main's window, and the slices left idle.
 
@@ -44,11 +47,12 @@ def seen(
         for line in samples
         if "idle_cores_busy_s" in line and window and window[0] <= line["at_s"] <= window[1]
     ]
+    on_cores = [one for one in idle if one.kind == "cpu"]
     if not within or within[-1]["at_s"] - within[0]["at_s"] < LEAST_S:
-        return gpus
+        others = [one for one in on_cores if window and not set(one.cores) <= set(mains_cores)]
+        return [*gpus, *(Seen(name=one.id, untold=True) for one in others)]
 
-    cores = [Seen(name=one.id, busy=_busy(within[0], within[-1], one)) for one in idle if one.kind == "cpu"]
-    return [*gpus, *cores]
+    return [*gpus, *(Seen(name=one.id, busy=_busy(within[0], within[-1], one)) for one in on_cores)]
 
 
 def findings(places: Sequence[Seen]) -> Iterable[Finding]:
@@ -83,6 +87,17 @@ def findings(places: Sequence[Seen]) -> Iterable[Finding]:
             severity="warning",
             message=f"the driver does not tell who computes on {', '.join(untold)}",
             recommendation="run as a user who may see the processes of others",
+        )
+
+    unseen = [one.name for one in places if one.untold]
+    if unseen:
+        yield Finding(
+            code="idle-not-verified",
+            severity="warning",
+            message=f"whether the cores of {', '.join(unseen)} were idle is not known: there is no telemetry over "
+            f"{LEAST_S:g} s of main's window",
+            limit=LEAST_S,
+            recommendation="give a longer --main-duration and leave --telemetry on",
         )
 
 

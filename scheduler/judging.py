@@ -56,7 +56,9 @@ def judge(folder: RunFolder, main: BenchmarkRecord | None = None) -> Result:
     if planned.first_main is not None:  # what is noted at the run's end came after other mains than this one
         noted.pop("after", None)
 
-    seen = idleness.seen(noted, folder.lines("telemetry.jsonl") if idle else [], window, idle)
+    samples = folder.lines("telemetry.jsonl") if idle else []
+    mains_cores = [core for one in planned.slices if one.id == planned.main.slice for core in one.cores]
+    seen = idleness.seen(noted, samples, window, idle, mains_cores)
     return verdict.judge(planned, story, evidence, seen, _telemetry(folder, planned, window))
 
 
@@ -150,6 +152,12 @@ def exit_code(result: Result, folder: RunFolder) -> int:
             return 2 if what.kind == "spec" else 3
 
     return 1
+
+
+def stopped_by(folder: RunFolder) -> int | None:
+    """The stop signal that the run was told of, if any; after its last main it may be VALID all the same."""
+    told = (what.reason for _at, what in folder.story() if isinstance(what, events.StopRequested))
+    return next((int(signal.Signals[reason]) for reason in told), None)
 
 
 def differences(recorded: object, judged: object, path: str = "") -> list[str]:

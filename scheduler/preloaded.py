@@ -8,4 +8,5 @@ import gc
 
 gc.collect()
 gc.freeze()
+gc.enable()
 atexit.register(gc.unfreeze)  # some libraries complain at exit about what was never collected

@@ -11,7 +11,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import count
@@ -110,21 +110,31 @@ class RunFolder:
         with disk_errors(self.path), (self.path / name).open("ab", buffering=0) as file:
             file.write(json.dumps(line, default=str).encode() + b"\n")
 
+    @contextmanager
+    def appending(self, name: str) -> Iterator[Callable[[dict[str, Any]], None]]:
+        """Adds JSON lines to a file that stays open until the ``with`` is left: for what is written often.
+
+        Raises:
+            DiskFull, RecordError: the file cannot be opened; the same from each call, where it cannot be written.
+        """
+        encode = json.JSONEncoder(default=str).encode
+        with disk_errors(self.path):
+            file = (self.path / name).open("ab", buffering=0)
+
+        def append(line: dict[str, Any]) -> None:
+            with disk_errors(self.path):
+                file.write(encode(line).encode() + b"\n")
+
+        with file:
+            yield append
+
     def write_result(self, result: dict[str, Any]) -> None:
         """Write the verdict; the last thing of a run."""
         self.write_json("result.json", result)
 
     def write_json(self, name: str, content: dict[str, Any]) -> None:
         """Write a file of the folder, by rename: it is there whole, or as it was before."""
-        draft = self.path / f".{name}.draft"
-        with disk_errors(self.path):
-            with draft.open("w", encoding="utf-8") as file:
-                json.dump(content, file, indent=2, default=str)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-
-            draft.rename(self.path / name)
+        write_whole(self.path / name, json.dumps(content, indent=2, default=str).encode() + b"\n")
 
     # ------------------------------------------------------------------ reading
 
@@ -310,6 +320,27 @@ def _damaged(path: Path, found: str) -> FolderDamaged:
     return FolderDamaged(
         asked=f"{path.name} of {path.parent}", found=found, do="name the folder of a run, as it was left"
     )
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file by rename: it is there whole, or as it was before.
+
+    Raises:
+        DiskFull, RecordError: it cannot be written.
+    """
+    with disk_errors(path.parent):
+        if path.exists() and not path.is_file():  # /dev/stdout, a pipe: nothing can take its name
+            path.write_bytes(content)
+            return
+
+        there = path.resolve()  # a link goes on to be one
+        draft = there.with_name(f".{there.name}.draft")
+        with draft.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+        draft.rename(there)
 
 
 @contextmanager

@@ -7,13 +7,13 @@ outwards from the hint until one is VALID and one is not, then inwards, to where
 latencies (logarithms of both) meets the limit. Confirmation trials are full-length, and only they prove: a rate is
 proven by as many VALID ones as were asked for, and one INVALID settles it for good, however many were VALID before.
 They start a little below where the line meets the limit, and go down or up from there. The search is over when the
-lowest rate that failed is within the tolerance of the highest that is proven, or the proven one's own latency says
-that there is no more room than that.
+lowest rate that failed is hardly above the highest that is proven, or the proven one's own latency says that there is
+less room than the tolerance.
 """
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -28,16 +28,22 @@ FARTHEST = 1000.0
 """Times the hint, or one in so many of it: beyond it nothing is looked for."""
 CLOSE = 2.0
 """A bracket of so many tolerances is closed enough to be confirmed in."""
-MARGIN = 0.4
-"""Of the tolerance, below where the limit is met: there a full-length trial is made."""
-NO_ROOM = 0.8
+MARGIN = 0.2
+"""Of the tolerance, below where VALID ends as far as is known: there a full-length trial is made."""
+NO_ROOM = 0.7
 """Of the tolerance: a proven rate whose latency meets the limit so little above it is the highest."""
+NO_GAIN = 0.4
+"""Of the tolerance: a proven rate so near to where VALID ends is the highest, wherever its latency meets the limit."""
 STEEPEST = 1.5
 """Latencies of more limits than this count as this: a queue that grows only says that it does."""
 INNER = 0.15
 """Of a bracket, at each end: where no trial is made, as it would tell little."""
 
 
+SURE_SIGMAS = 2.326
+"""Of a 99 % confidence, one-sided, as early stopping has it."""
+TAIL = 1000
+"""LoadGen tells the latency that one query in so many exceeds, and none farther out."""
 MOST_SIZINGS = 5
 HOPELESS_LIMITS, HOPELESS_QUERIES = 4, 100
 """No slice is known that answers more than four times the rate asked when it hurries; some queries may always wait."""
@@ -55,6 +61,8 @@ class Trial:
     """Queries a second that were answered."""
     latency_share: float | None = None
     """The percentile of latency that the limit is for, in limits."""
+    held_share: float | None = None
+    """The latency that early stopping holds against the limit, in limits (``held_share``); None: as the one above."""
     cut: bool = False
     """Ended early because too many queries waited. It is INVALID, whatever the rest says."""
 
@@ -97,6 +105,9 @@ class Terms:
     """0.01: the answer is to be within 1 % of the highest."""
     confirm: int
     """Full-length VALID trials that prove a rate."""
+
+
+ShareOf = Callable[[Trial], float | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +182,28 @@ def most_waiting(
     return math.ceil(HOPELESS_LIMITS * rate * limit_s + (1 - percentile) * queries) + HOPELESS_QUERIES
 
 
+def held_share(latency_share: float, tail_share: float, percentile: float, queries: float) -> float:
+    """The latency that must keep the limit for a Server test of so many queries to be VALID, in limits.
+
+    Early stopping asks for fewer late queries than the percentile allows, by as many standard deviations as are
+    99 % sure: the fewer queries, the nearer to the tail is what is held against the limit. Between the percentile and
+    the tail the latency is taken to grow by the same factor for each factor that the queries above it get fewer.
+
+    Args:
+        latency_share: the percentile of latency, in limits.
+        tail_share: the latency that one query in `TAIL` exceeds, in limits.
+        percentile: of the queries, 0.99: how many must keep the limit.
+        queries: of the test that is to be VALID.
+    """
+    late = 1 - percentile
+    most = late - SURE_SIGMAS * math.sqrt(late * percentile / queries)
+    if percentile >= 1 - 1 / TAIL:
+        return latency_share
+
+    part = 1.0 if most <= 1 / TAIL else math.log(late / most) / math.log(late * TAIL)
+    return float(latency_share * max(1.0, tail_share / latency_share) ** part)
+
+
 def proven(terms: Terms, trials: Sequence[Trial]) -> float | None:
     """The highest rate proven so far: what a search that must end now has found."""
     return _known(terms, trials).proven
@@ -181,19 +214,30 @@ def bracket(terms: Terms, trials: Sequence[Trial]) -> Bracket:
     return _bracket(_known(terms, trials))
 
 
+def _measured(trial: Trial) -> float | None:
+    return trial.latency_share
+
+
+def _held(trial: Trial) -> float | None:
+    return trial.held_share or trial.latency_share
+
+
 # ---------------------------------------------------------------------- full-length trials
 
 
 def _above(terms: Terms, known: _Known, best: float) -> Try | Found:
     """A rate is proven: is there room above it?"""
     around, tolerance = _bracket(known), terms.tolerance
-    if known.ceiling is not None and known.ceiling <= best * (1 + tolerance):
-        return Found(rate=best, bracket=around, why="a full-length trial a tolerance above it was INVALID")
+    if known.ceiling is not None and known.ceiling <= best * (1 + NO_GAIN * tolerance):
+        return Found(rate=best, bracket=around, why="a full-length trial hardly above it was INVALID")
 
-    # Each full-length trial says where the limit is met. What says it is farther is believed, as that can be tried.
-    said = [_crossing_from(known, rate) for rate in (best, known.ceiling) if rate is not None]
-    crossing = max((rate for rate in said if rate is not None), default=None)
-    if crossing is not None and crossing <= best * (1 + NO_ROOM * tolerance):
+    # Where VALID ends, and where the percentile itself meets the limit, which is what is looked for: the fewer queries
+    # a test has, the farther it is above, and the more of the tolerance is used up by that.
+    crossing, capacity = _said(known, best, _held), _said(known, best, _measured)
+    if crossing is not None and (
+        crossing <= best * (1 + NO_GAIN * tolerance)
+        or (capacity or crossing) <= best * (1 + NO_ROOM * tolerance)
+    ):
         return Found(rate=best, bracket=around, why="its latency leaves less than a tolerance of room")
 
     if best >= terms.hint * FARTHEST:
@@ -305,8 +349,8 @@ def _crossing(known: _Known, around: Bracket) -> float | None:
     if around.low is None or around.high is None:
         return None
 
-    below = _share(known, around.low, default=1 / STEEPEST, most=1.0)
-    above = _share(known, around.high, default=STEEPEST, least=1.0)
+    below = _share(known, around.low, _held, default=1 / STEEPEST, most=1.0)
+    above = _share(known, around.high, _held, default=STEEPEST, least=1.0)
     if below >= above:  # both at the limit
         return around.low
 
@@ -314,10 +358,19 @@ def _crossing(known: _Known, around: Bracket) -> float | None:
     return float(around.low * (around.high / around.low) ** part)
 
 
-def _crossing_from(known: _Known, rate: float) -> float | None:
+def _said(known: _Known, best: float, share_of: ShareOf) -> float | None:
+    """Where the limit is met, as the proven trial says or the lowest that failed.
+
+    Whichever says that it is farther is believed, as that can be tried.
+    """
+    said = [_crossing_from(known, rate, share_of) for rate in (best, known.ceiling) if rate is not None]
+    return max((rate for rate in said if rate is not None), default=None)
+
+
+def _crossing_from(known: _Known, rate: float, share_of: ShareOf = _held) -> float | None:
     """Where the limit is met, from a full-length trial along the slope of all trials near the limit."""
     slope = _slope(known)
-    share = _share(known, rate, default=1.0)
+    share = _share(known, rate, share_of, default=1.0)
     return None if slope is None else float(rate * share ** (-1 / slope))
 
 
@@ -325,8 +378,8 @@ def _slope(known: _Known) -> float | None:
     """Of latency over rate, both as logarithms: least squares within each kind, since short trials are off together."""
     above, below = 0.0, 0.0
     for trials in (known.screening, known.confirmations):
-        near = [one for one in trials if one.latency_share and not one.cut]
-        points = [(math.log(one.rate), math.log(one.latency_share or 1)) for one in near]
+        near = [(one.rate, share) for one in trials if not one.cut and (share := _held(one))]
+        points = [(math.log(rate), math.log(share)) for rate, share in near]
         points = [(rate, share) for rate, share in points if abs(share) <= math.log(STEEPEST)]
         if len(points) > 1:
             mean_rate, mean_share = (sum(axis) / len(points) for axis in zip(*points, strict=True))
@@ -337,13 +390,19 @@ def _slope(known: _Known) -> float | None:
 
 
 def _share(
-    known: _Known, rate: float, *, default: float, least: float = 1 / STEEPEST**4, most: float = STEEPEST
+    known: _Known,
+    rate: float,
+    share_of: ShareOf,
+    *,
+    default: float,
+    least: float = 1 / STEEPEST**4,
+    most: float = STEEPEST,
 ) -> float:
     """The latency at that rate, in limits: of full-length trials where there are any."""
-    shares = _shares(known.confirmations, rate) or _shares(known.screening, rate)
+    shares = _shares(known.confirmations, rate, share_of) or _shares(known.screening, rate, share_of)
     mean = math.exp(sum(map(math.log, shares)) / len(shares)) if shares else default
     return min(max(mean, least), most)
 
 
-def _shares(trials: Iterable[Trial], rate: float) -> list[float]:
-    return [one.latency_share for one in trials if one.rate == rate and one.latency_share]
+def _shares(trials: Iterable[Trial], rate: float, share_of: ShareOf) -> list[float]:
+    return [share for one in trials if one.rate == rate and (share := share_of(one))]

@@ -10,6 +10,7 @@ Whoever asks the same question again goes on with the folder: runs that came to 
 import fcntl
 import json
 import os
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
@@ -19,7 +20,7 @@ from typing import Any
 from scheduler import __version__, inspection, judging, run
 from scheduler.assignment import Plan, slice_as_json
 from scheduler.clock import Clock, utc_stamp
-from scheduler.errors import FolderBusy, FolderTaken, SeriesCutShort
+from scheduler.errors import FolderBusy, FolderTaken, SeriesCutShort, Stopped
 from scheduler.host import Host
 from scheduler.judging import differences
 from scheduler.record import RunFolder, disk_errors
@@ -55,7 +56,7 @@ class Series:
             return done[1]
 
         folder, clock = self.new_run(key), Clock.start()
-        with watching(plan, folder, clock) as watch:
+        with self.heeding_stops(key, folder), watching(plan, folder, clock) as watch:
             result = run.run(plan, spec, inspection.about(machine), clock, folder, watch)
 
         code = judging.exit_code(result, folder)
@@ -64,6 +65,23 @@ class Series:
             raise SeriesCutShort(code, key, breaches, self.path)
 
         return result
+
+    @contextmanager
+    def heeding_stops(self, key: str, folder: RunFolder) -> Iterator[None]:
+        """Around a run of the series: a stop signal in it, however late, ends the series with it.
+
+        Raises:
+            SeriesCutShort: there was one; what the run left is kept.
+        """
+        try:
+            yield
+        except Stopped as error:
+            raise SeriesCutShort(error.exit_code, key, [error.found], self.path) from None
+
+        number = judging.stopped_by(folder)
+        if number is not None:
+            told = f"stopped by {signal.Signals(number).name}"
+            raise SeriesCutShort(128 + number, key, [told], self.path)
 
     def finished(self, key: str) -> tuple[RunFolder, Result] | None:
         """The run of that key, if it came to a verdict; None: it is to be run, in ``new_run(key)``.

@@ -23,7 +23,7 @@ import psutil
 
 from scheduler import orphans, worker
 from scheduler.clock import Clock
-from scheduler.errors import DidNotStart, WouldNotStop
+from scheduler.errors import DidNotStart, Stopped, WouldNotStop
 from scheduler.events import (
     Action,
     DeadlinePassed,
@@ -43,7 +43,8 @@ from workloads.progress import ProgressMark, read_mark
 
 LONGEST_LISTEN_S = 3600.0
 """poll() takes at most 24.8 days; the loop looks again."""
-STALL_CHECK_S = 0.5
+STALL_CHECK, LONGEST_STALL_CHECK_S = 0.1, 3.0
+"""How often it is looked: by what part of ``stall_after_s``. Each look takes some 0.8 ms of a core."""
 EXIT_GRACE_S = 2.0
 """On the way out after an error: between asking and killing."""
 REAP_TIMEOUT_S = 10.0
@@ -71,6 +72,8 @@ class Worker:
 class Supervisor:
     """Performs the state machine's actions and tells it what happened, one event at a time.
 
+    A stop signal that comes too late to be told raises Stopped when the ``with`` is left.
+
     Args:
         tasks: what may be launched, by benchmark name.
         clock: the run's.
@@ -92,6 +95,7 @@ class Supervisor:
         self._born_in_peace = True
         self._sweep_due = False
         self._interrupted = False
+        self._stop_told = False
 
     # ------------------------------------------------------------------ entering and leaving
 
@@ -130,7 +134,10 @@ class Supervisor:
         finally:
             stop_forkserver(patient=not self._alive and not self._interrupted)
             self._remove_folder_of_sockets()
-            self._let_go_of_signals()
+            unheard = self._let_go_of_signals()
+
+        if unheard is not None and not self._stop_told:
+            raise Stopped(unheard)
 
     def _make_folder_of_sockets(self) -> None:
         """multiprocessing's own would last as long as the program, and a kill between two runs would leave it."""
@@ -143,13 +150,17 @@ class Supervisor:
             shutil.rmtree(self._sockets, ignore_errors=True)
             multiprocessing.current_process()._config["tempdir"] = self._former_sockets  # type: ignore[attr-defined]  # private
 
-    def _let_go_of_signals(self) -> None:
+    def _let_go_of_signals(self) -> int | None:
+        """Give the signals back to whoever heard them before; a stop that came when nobody listened any more."""
         for number, handler in self._former_handlers.items():
             signal.signal(number, handler)
 
         signal.set_wakeup_fd(self._former_wakeup)
+        self._hear_signals()
         os.close(self._wakeup_read)
         os.close(self._wakeup_write)
+        stops = [signal.Signals[one.reason] for one in self._told if isinstance(one, StopRequested)]
+        return stops[0] if stops else None
 
     # ------------------------------------------------------------------ acting
 
@@ -231,7 +242,9 @@ class Supervisor:
         """The next thing that happened, or DeadlinePassed at ``until`` (s, run's clock; None: no deadline)."""
         while True:
             if self._told:
-                return self._told.popleft()
+                event = self._told.popleft()
+                self._stop_told |= isinstance(event, StopRequested)
+                return event
 
             now = self._clock.now()
             if until is not None and now >= until:
@@ -244,7 +257,8 @@ class Supervisor:
             if self._sweep_due:  # not before the exit is told: reading the process table takes its time
                 self._sweep()
 
-            patience = STALL_CHECK_S if any(one.issuing for one in self._alive.values()) else None
+            check_s = min(STALL_CHECK * self._stall_after_s, LONGEST_STALL_CHECK_S)
+            patience = check_s if any(one.issuing for one in self._alive.values()) else None
             left = None if until is None else until - now
             timeout = min((limit for limit in (patience, left) if limit is not None), default=None)
             self._listen(timeout)
@@ -353,7 +367,6 @@ class Supervisor:
         end = self._clock.now() + limit_s
         while self._alive and (left := end - self._clock.now()) > 0:
             self._listen(left)
-            self._told.clear()
 
     def _kill_group(self, one: Worker) -> None:
         """SIGKILL to the worker, its session's process group, and whatever it moved elsewhere."""

@@ -1,9 +1,9 @@
 """Samples of the machine while a run lasts: ``telemetry.jsonl``, one JSON line each, and ``telemetry.json``.
 
-A thread of the launcher takes them, never a worker. What is asked takes turns, and there are no more turns than
-``BUDGET`` allows: asking a GPU takes some 5 ms of a core (seen on an H200), and the harness is to be quieter than
-what it measures. The columns are in columns.py; what the machine does not tell is None, with the reason once in
-``telemetry.json``.
+A thread of the launcher takes them, never a worker, and spends no more than ``BUDGET``: the harness is to be quieter
+than what it measures. The machine and the workers are in every line. Asking a GPU takes some 5 ms of a core (seen on
+an H200): the devices take turns, as often as can be paid for. The columns are in columns.py; what the machine does
+not tell is None, with the reason once in ``telemetry.json``.
 
 Of slices that are to be idle it is also told who computes there: ``idle.json``, for GPUs before and after the run,
 and in each line of ``telemetry.jsonl`` how long the CPU cores have worked.
@@ -12,30 +12,24 @@ and in each line of ``telemetry.jsonl`` how long the CPU cores have worked.
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from types import TracebackType
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
-
-import psutil
 
 from scheduler.clock import Clock, process_cpu_s, thread_cpu_s
 from scheduler.columns import GpuState, Telemetry
 from scheduler.errors import GpuError, RecordError
-from scheduler.host import Host
-from scheduler.proc import OpenProcess
+from scheduler.proc import BusyTimes, OpenFile, OpenMachine, OpenProcess
 from scheduler.record import RunFolder
-from scheduler.telemetry_gpus import opened, opened_nvml
-from scheduler.turns import Learn, Line, Living, Turn, Watched, merge
-from workloads.progress import MARK_BYTES, MARK_FILE, ProgressMark, mark_of
+from scheduler.telemetry_gpus import Gpus, opened, opened_nvml
+from scheduler.turns import Learn, Line, Living, Slowly, Turn, Watched, merge
+from workloads.progress import MARK_BYTES, MARK_FILE, mark_of
 
-BUDGET, SAVED_S = 0.0075, 1.0
+BUDGET, SAVED_S = 0.0085, 1.0
 """Of a core, for sampling, and for how long it may be saved up. With the supervisor's own work the launcher stays
 under 1 %."""
-
-CHILDREN_EVERY_S = 0.5
-"""A worker's children are asked of each of its threads: some 10 µs each."""
+DEVICES_SHARE = 0.3
+"""Of the budget, where there are devices: theirs, beside what the rest of a line leaves."""
 
 SOURCES = {"host": "psutil and /proc/stat", "workers": "/proc and progress.bin"}
 
@@ -65,10 +59,11 @@ def recording(
 
     enough = threading.Event()
     with ExitStack() as until_the_end:
-        workers = until_the_end.enter_context(_Workers(folder, living))
+        machine = until_the_end.enter_context(closing(_Machine(watched)))
+        workers = until_the_end.enter_context(closing(_Workers(folder, living)))
         gpus = until_the_end.enter_context(opened(watched, clock, workers.pids_on, workers.booked, dcgm_url))
-        turns: list[Turn] = [_Machine(watched), workers, *gpus.turns]
-        sampler = _Sampler(folder, clock, rate_hz, turns, gpus.sources)
+        append = until_the_end.enter_context(folder.appending("telemetry.jsonl"))
+        sampler = _Sampler(folder, append, clock, rate_hz, [machine, workers], gpus)
         sampler.write(before=gpus.states())
         thread = threading.Thread(target=sampler.run, args=(enough,), daemon=True, name="telemetry")
         thread.start()
@@ -107,23 +102,48 @@ def _processes(gpu_uuids: Sequence[str]) -> dict[str, list[int] | None]:
     return found
 
 
+class Account:
+    """CPU time for one kind of turns: earned as time passes, saved up for ``SAVED_S`` at most, overdrawn by the turn
+    that was begun.
+    """
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self.left_s = 0.0
+
+    def earn(self, span_s: float, beside_s: float = 0.0) -> float:
+        """Take what this time brings, and something beside; what could not be saved up is given back."""
+        earned_s = self.left_s + BUDGET * self._share * span_s + beside_s
+        self.left_s = min(earned_s, BUDGET * self._share * SAVED_S)
+        return earned_s - self.left_s
+
+    def spend(self, cpu_s: float) -> None:
+        """Take it off, whether it is there or not."""
+        self.left_s -= cpu_s
+
+
 class _Sampler:
-    """Gives each source its turn, as often as the budget allows, and writes down what they say."""
+    """Writes a line as often as it was asked to, and gives each device its turn as often as the budget allows."""
 
     def __init__(
         self,
         folder: RunFolder,
+        append: Callable[[Line], None],
         clock: Clock,
         rate_hz: float,
-        turns: Sequence[Turn],
-        sources: Mapping[str, str],
+        always: Sequence[Turn],
+        gpus: Gpus,
     ) -> None:
         self._folder = folder
+        self._append = append
         self._clock = clock
         self._period_s = 1 / rate_hz
-        self._turns = deque(turns)
+        self._always = always
+        self._devices = deque(gpus.turns)
+        share = DEVICES_SHARE if gpus.turns else 0.0
+        self._for_lines, self._for_devices = Account(1 - share), Account(share)
         self._unavailable: dict[str, str] = {}
-        self._told = Telemetry(rate_hz=rate_hz, sources={**SOURCES, **sources})
+        self._told = Telemetry(rate_hz=rate_hz, sources={**SOURCES, **gpus.sources})
         self._lines = self._late = 0
         self._cpu_s = 0.0
 
@@ -145,38 +165,55 @@ class _Sampler:
     def run(self, enough: threading.Event) -> None:
         """Sample until there is enough."""
         due_s = before_s = self._clock.now()
-        credit_s = float("inf")  # the first round opens and loads: not what sampling goes on to cost
         while not enough.wait(max(0.0, due_s - self._clock.now())):
-            now_s, spent_before_s = self._clock.now(), self._cpu_s
+            now_s = self._clock.now()
             self._late += now_s - due_s > self._period_s
             due_s = max(due_s + self._period_s, now_s)  # a sample that was missed is not made up for
+            unused_s = self._for_lines.earn(now_s - before_s)
+            self._for_devices.earn(now_s - before_s, unused_s)
+            before_s = now_s
             try:
-                self._take_turns(now_s, credit_s)
+                self._sample(now_s)
             except RecordError:  # the run's own record will meet the same disk, and say so
                 return
 
-            self._cpu_s = thread_cpu_s()
-            spent_s = 0.0 if credit_s == float("inf") else self._cpu_s - spent_before_s
-            credit_s = min(credit_s, BUDGET * SAVED_S) - spent_s + BUDGET * (now_s - before_s)
-            before_s = now_s
-
-    def _take_turns(self, now_s: float, left_s: float) -> None:
+    def _sample(self, now_s: float) -> None:
         line: Line = {"at_s": round(now_s, 4)}
-        known, began_s = len(self._unavailable), thread_cpu_s()
-        for _ in range(len(self._turns)):
-            waited_s = self._clock.now() - now_s  # a GPU's PCIe throughput takes 40 ms to ask, of no core
-            if thread_cpu_s() - began_s > left_s or waited_s > self._period_s / 2:
-                break
+        known = len(self._unavailable)
+        first = not self._cpu_s  # it opens and loads, which is not what sampling goes on to cost: it is free
+        if first or self._for_lines.left_s > 0:
+            for turn in self._always:
+                merge(line, turn.take(now_s, self._learn))
 
-            merge(line, self._turns[0].take(now_s, self._learn))
-            self._turns.rotate(-1)
-
+        devices_s = self._ask_devices(line, now_s, free=first)
         if len(line) > 1:
-            self._folder.append_line("telemetry.jsonl", line)
+            self._append(line)
             self._lines += 1
 
         if len(self._unavailable) > known:
             self.write()
+
+        cpu_s = thread_cpu_s()
+        if not first:
+            self._for_devices.spend(devices_s)
+            self._for_lines.spend(cpu_s - self._cpu_s - devices_s)
+
+        self._cpu_s = cpu_s
+
+    def _ask_devices(self, line: Line, now_s: float, *, free: bool) -> float:
+        """CPU time that those took that had their turn."""
+        began_s = thread_cpu_s() if self._devices else 0.0
+        spent_s = 0.0
+        for _ in range(len(self._devices)):
+            waited_s = self._clock.now() - now_s  # a GPU's PCIe throughput takes 40 ms to ask, of no core
+            if (spent_s >= self._for_devices.left_s and not free) or waited_s > self._period_s / 2:
+                break
+
+            merge(line, self._devices[0].take(now_s, self._learn))
+            self._devices.rotate(-1)
+            spent_s = thread_cpu_s() - began_s
+
+        return spent_s
 
     def _learn(self, column: str, why: str) -> None:
         self._unavailable.setdefault(column, why)
@@ -186,41 +223,60 @@ class _Machine:
     """The host and the cores of the slices."""
 
     def __init__(self, watched: Watched) -> None:
+        self._kernel = OpenMachine()
         self._cores = {one.id: one.cores for one in watched.slices if one.cores}
         self._idle_cores = watched.idle_cores
-        self._before: tuple[float, dict[int, float]] | None = None
+        self._wanted = frozenset(self._idle_cores).union(*self._cores.values())
+        self._slowly = Slowly()
+        self._before: tuple[float, BusyTimes] | None = None
 
-    def take(self, now_s: float, _learn: Learn) -> Line:
-        busy_s = Host().busy_s()
-        span_s, before = (now_s - self._before[0], self._before[1]) if self._before else (0.0, {})
-        self._before = now_s, busy_s
+    def close(self) -> None:
+        """Let go of the kernel's files."""
+        self._kernel.close()
 
-        def active(cores: Sequence[int]) -> float | None:
-            there = [core for core in cores if core in busy_s and core in before]
-            worked_s = sum(busy_s[core] - before[core] for core in there)
-            # the kernel counts in ticks of 10 ms, which may make a share of a short time exceed the whole
-            return round(min(1.0, worked_s / (span_s * len(there))), 4) if there and span_s else None
+    def take(self, now_s: float, learn: Learn) -> Line:
+        host: dict[str, float | int | None] = {"cpu_active": None}
+        line: Line = {"host": host}
+        busy = self._kernel.busy(self._wanted)
+        if busy is None:
+            learn("host.cpu_active", "the kernel does not tell how long its cores have worked")
+        else:
+            line |= self._of_cores(now_s, busy, host)
 
-        line: Line = {
-            "host": {
-                "cpu_active": active(list(busy_s)),
-                "load_1min": round(psutil.getloadavg()[0], 2),
-                "memory_available_mib": psutil.virtual_memory().available >> 20,
-                "launcher_cpu_s": round(process_cpu_s(), 4),
-                "telemetry_cpu_s": round(thread_cpu_s(), 4),
-            },
-            "slices": {
-                name: {
-                    "cpu_active": active(cores),
-                    "cores_busy_s": round(sum(busy_s.get(core, 0.0) for core in cores), 2),
-                }
-                for name, cores in self._cores.items()
-            },
-        }
-        if self._idle_cores:
-            line["idle_cores_busy_s"] = {str(core): busy_s.get(core) for core in self._idle_cores}
+        host["launcher_cpu_s"] = round(process_cpu_s(), 4)
+        host["telemetry_cpu_s"] = round(thread_cpu_s(), 4)
+        if self._slowly.due(now_s):
+            host["load_1min"] = round(os.getloadavg()[0], 2)
+            host["memory_available_mib"] = self._kernel.memory_available_mib()
 
         return line
+
+    def _of_cores(self, now_s: float, busy: BusyTimes, host: dict[str, float | int | None]) -> Line:
+        before_s, before = self._before or (now_s, busy)
+        self._before, span_s = (now_s, busy), now_s - before_s
+        host["cpu_active"] = _share(busy.total - before.total, span_s * busy.cores)
+        slices: dict[str, dict[str, float | None]] = {}
+        for name, cores in self._cores.items():
+            there = [core for core in cores if core in busy.by_core and core in before.by_core]
+            worked_s = sum([busy.by_core[core] for core in there])
+            since_s = worked_s - sum([before.by_core[core] for core in there])
+            slices[name] = {
+                "cpu_active": _share(since_s, span_s * len(there)),
+                "cores_busy_s": round(worked_s, 2) if there else None,
+            }
+
+        if not self._idle_cores:
+            return {"slices": slices}
+
+        return {
+            "slices": slices,
+            "idle_cores_busy_s": {str(one): busy.by_core.get(one) for one in self._idle_cores},
+        }
+
+
+def _share(worked_s: float, span_s: float) -> float | None:
+    """The kernel counts in ticks of 10 ms, which may make a share of a short time exceed the whole."""
+    return round(min(1.0, worked_s / span_s), 4) if span_s else None
 
 
 class _Workers:
@@ -229,21 +285,14 @@ class _Workers:
     def __init__(self, folder: RunFolder, living: Living) -> None:
         self._folder = folder
         self._living = living
-        self._open: dict[str, OpenProcess] = {}
-        self._marks: dict[str, _Mark] = {}
-        self._children_due_s = 0.0
+        self._open: dict[str, tuple[OpenProcess, OpenFile]] = {}
+        """With the progress mark."""
+        self._slowly = Slowly()
         self.booked: dict[int, int | None] = {}
         """Pid → MiB of GPU memory that the driver books to it; the devices' turns write it."""
 
-    def __enter__(self) -> "_Workers":
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Let go of all of them."""
         for name in list(self._open):
             self._let_go(name)
 
@@ -253,77 +302,59 @@ class _Workers:
 
     def take(self, now_s: float, learn: Learn) -> Line:
         living = self._living()
-        children_too = now_s >= self._children_due_s
-        self._children_due_s = now_s + CHILDREN_EVERY_S if children_too else self._children_due_s
-        for name, process in list(self._open.items()):
+        for name, (process, _mark) in list(self._open.items()):
             if name not in living or living[name][0] != process.pid:
                 self._let_go(name)
 
+        slow_too = self._slowly.due(now_s)
         workers: dict[str, dict[str, Any]] = {}
         for name, (pid, slice_id) in living.items():
+            new = name not in self._open
             try:
-                if name not in self._open:
-                    self._open[name] = OpenProcess(pid)
-                    self._marks[name] = _Mark(self._folder.path / name / MARK_FILE)
+                if new:
+                    mark = OpenFile(str(self._folder.path / name / MARK_FILE))
+                    self._open[name] = OpenProcess(pid), mark
             except FileNotFoundError:  # it has just ended
                 continue
             except OSError as error:
                 learn(f"workers.{name}", f"/proc/{pid}: {error.strerror}")
                 continue
 
-            columns = self._columns(name, pid, slice_id)
+            columns = self._columns(name, slice_id)
             if columns is not None:
                 workers[name] = columns
-
-            if columns is not None and children_too:
-                columns["children_cpu_s"] = self._open[name].children_cpu_s()
-                if columns["children_cpu_s"] is None:
-                    learn(f"workers.{name}.children_cpu_s", "it has ended, or this kernel tells no children")
+                columns |= self._slow_columns(name, learn) if slow_too or new else {}
 
         return {"workers": workers} if workers else {}
 
-    def _columns(self, name: str, pid: int, slice_id: str) -> dict[str, Any] | None:
-        figures = self._open[name].read()
-        if figures is None:
+    def _columns(self, name: str, slice_id: str) -> dict[str, Any] | None:
+        process, mark_file = self._open[name]
+        cpu_s = process.cpu_s()
+        if cpu_s is None:
             return None
 
-        mark = self._marks[name].read()
-        booked = {"gpu_memory_used_mib": self.booked[pid]} if pid in self.booked else {}
-        return {
-            "pid": pid,
+        mark = mark_of(mark_file.read(MARK_BYTES))
+        columns = {
+            "pid": process.pid,
             "slice": slice_id,
-            "cpu_s": figures.cpu_s,
-            "memory_mib": figures.memory_mib,
-            "threads": figures.threads,
-            "switches_voluntary": figures.switches_voluntary,
-            "switches_involuntary": figures.switches_involuntary,
+            "cpu_s": round(cpu_s, 4),
             "samples_completed": mark.samples_completed if mark else 0,
             "filler_samples": mark.filler_samples if mark else 0,
-            **booked,
         }
+        if process.pid in self.booked:
+            columns["gpu_memory_used_mib"] = self.booked[process.pid]
+
+        return columns
+
+    def _slow_columns(self, name: str, learn: Learn) -> dict[str, Any]:
+        process, _mark = self._open[name]
+        figures = process.figures()
+        children_cpu_s = process.children_cpu_s()
+        if children_cpu_s is None:
+            learn(f"workers.{name}.children_cpu_s", "it has ended, or this kernel tells no children")
+
+        return {**(figures._asdict() if figures else {}), "children_cpu_s": children_cpu_s}
 
     def _let_go(self, name: str) -> None:
-        self._open.pop(name).close()
-        self._marks.pop(name).close()
-
-
-class _Mark:
-    """A benchmark's progress mark, held open from its first reading on: 4 µs instead of 14."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
-
-    def read(self) -> ProgressMark | None:
-        """The mark now; None as long as there is none."""
-        if self._descriptor < 0:
-            try:
-                self._descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            except OSError:
-                return None
-
-        return mark_of(os.pread(self._descriptor, MARK_BYTES, 0))
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
+        for one in self._open.pop(name):
+            one.close()

@@ -10,7 +10,7 @@ from scheduler.clock import Clock, unix_now
 from scheduler.columns import ACTIVITY, PCIE, GpuState
 from scheduler.errors import GpuError
 from scheduler.slices import CpuSlice, GpuSlice, MigSlice
-from scheduler.turns import Learn, Line, Turn, Watched
+from scheduler.turns import Learn, Line, Slowly, Turn, Watched
 
 if TYPE_CHECKING:
     from scheduler.dcgm import DcgmExporter
@@ -25,6 +25,8 @@ GPU_COLUMNS = (
     *("utilisation_percent", "memory_used_mib", "throttle_reasons"),
 )
 """Of ``nvml.GpuSample``."""
+COUNTED = ("throttled_s", "ecc_corrected", "ecc_uncorrected")
+"""Of ``nvml_counters.GpuCounters``."""
 
 
 @dataclass(slots=True)
@@ -107,28 +109,30 @@ class _Board:
     def __init__(self, nvml: "Nvml", uuid: str) -> None:
         self._nvml = nvml
         self._uuid = uuid
+        self._slowly = Slowly()
 
-    def take(self, _now_s: float, learn: Learn) -> Line:
-        from scheduler import nvml_counters
-
+    def take(self, now_s: float, learn: Learn) -> Line:
         try:
             sample = self._nvml.sample(self._uuid)
-            counted = nvml_counters.counters(self._nvml, self._uuid)
-            sent, received, refusal = nvml_counters.pcie_mib_s(self._nvml, self._uuid)
+            counted, why = self._slow_columns() if self._slowly.due(now_s) else ({}, {})
         except GpuError as error:
             learn(f"gpus.{self._uuid}", error.found)
             return {}
 
-        unavailable = {**sample.unavailable, **counted.unavailable}
-        unavailable |= dict.fromkeys(PCIE, refusal) if refusal else {}
-        for column, why in unavailable.items():
-            learn(f"gpus.{self._uuid}.{column}", why)
+        for column, reason in (sample.unavailable | why).items():
+            learn(f"gpus.{self._uuid}.{column}", reason)
 
-        columns: dict[str, Any] = {column: getattr(sample, column) for column in GPU_COLUMNS}
-        columns |= {
-            name: getattr(counted, name) for name in ("throttled_s", "ecc_corrected", "ecc_uncorrected")
-        }
-        return {"gpus": {self._uuid: columns | dict(zip(PCIE, (sent, received), strict=True))}}
+        return {"gpus": {self._uuid: {column: getattr(sample, column) for column in GPU_COLUMNS} | counted}}
+
+    def _slow_columns(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Counters, and PCIe, which takes 40 ms to ask; and why of them is None what is."""
+        from scheduler import nvml_counters
+
+        counted = nvml_counters.counters(self._nvml, self._uuid)
+        sent, received, refusal = nvml_counters.pcie_mib_s(self._nvml, self._uuid)
+        columns = {name: getattr(counted, name) for name in COUNTED}
+        why = counted.unavailable | (dict.fromkeys(PCIE, refusal) if refusal else {})
+        return columns | dict(zip(PCIE, (sent, received), strict=True)), why
 
 
 class _Instance:
@@ -149,13 +153,16 @@ class _Instance:
         self._source = source
         self._pids_on = pids_on
         self._booked = booked
+        self._slowly = Slowly()
 
-    def take(self, _now_s: float, learn: Learn) -> Line:
+    def take(self, now_s: float, learn: Learn) -> Line:
         activity, why_none = self._source.activity(*self._key)
+        slow_too = self._slowly.due(now_s)
         found: dict[str, dict[str, Any]] = {}
         for one in self._slices:
             why = dict(why_none)
-            columns = {**activity, **self._memory(one, why), **self._processes(one, why)}
+            columns = {**activity, **self._memory(one, why)}
+            columns |= self._processes(one, why) if slow_too else {}
             for column, reason in why.items():
                 learn(f"slices.{one.id}.{column}", reason)
 

@@ -183,7 +183,7 @@ class _Search:
 
         Raises:
             OutOfTime: there is no time for the next.
-            SeriesCutShort: the run ended before the search did.
+            SeriesCutShort: it was stopped, or the run ended before the search did.
         """
         while isinstance(step := self._next(), Try):
             if not self._in_time(step, self._plan.windows.start_buffer_s if self._plan.background else 0.0):
@@ -199,7 +199,8 @@ class _Search:
         self._folder, self._clock = runs.new_run(self._key), Clock.start()
         plan = replace(self._plan, main=self._trial(step))
         about = inspection.about(tuning.machine)
-        with tuning.show.run(self._of, plan, self._folder) as watch:
+        heeding = runs.heeding_stops(self._key, self._folder)
+        with heeding, tuning.show.run(self._of, plan, self._folder) as watch:
             run.carry_out(plan, tuning.spec, about, self._clock, self._folder, watch, self._what_follows)
 
         last = self._journal.trials[-1] if self._journal.trials else None
@@ -298,6 +299,7 @@ class _Search:
                 of=self._of,
                 run_key=self._key,
                 kind=self._kind,
+                full_s=self._plan.main.settings.min_duration_ms / 1e3,
                 elapsed_s=self._journal.elapsed_s,
             )
         )

@@ -52,6 +52,8 @@ class TrialRecord(_Record):
     """At the percentile that the limit is for; SingleStream, MultiStream: the score."""
     latency_share: float | None
     """Server: of the limit."""
+    held_share: float | None = None
+    """Server: what early stopping holds against the limit in a full-length test at that rate, in limits."""
     window_s: float | None
     batch_size: int
     batch_times_ns: list[tuple[int, int, int, int]]
@@ -180,9 +182,14 @@ def judged(
     of: Of,
     run_key: str,
     kind: Kind,
+    full_s: float,
     elapsed_s: float,
 ) -> TrialRecord:
-    """A trial's line in the journal, from its verdict and what its worker's calibration left."""
+    """A trial's line in the journal, from its verdict and what its worker's calibration left.
+
+    Args:
+        full_s: what a full-length trial lasts.
+    """
     main, settings = result.main, record.settings
     breaches = [finding for finding in result.findings if finding.severity == "breach"]
     reasons = [finding.message for finding in breaches if finding.code in OF_THE_RATE]
@@ -193,14 +200,22 @@ def judged(
         latency_ms, mean_ms = completed, main.latency_ms.mean
         completed = 1e3 / mean_ms if mean_ms else None
 
+    rate = settings["target_qps"] or calibrated.get("target_qps") or 0.0
     limit_ms = (settings["server_target_latency_ns"] or 0) / 1e6
+    share = latency_ms / limit_ms if latency_ms and limit_ms else None
+    held = None
+    if share and main.latency_ms.p999:
+        queries = max(rate * full_s, settings["min_query_count"])
+        tail = main.latency_ms.p999 / limit_ms
+        held = search.held_share(share, tail, settings["target_latency_percentile"], queries)
+
     return TrialRecord(
         number=number,
         of=of,
         run=run_key,
         name=record.name,
         kind=kind,
-        rate=settings["target_qps"] or calibrated.get("target_qps") or 0.0,
+        rate=rate,
         valid=result.verdict == "VALID",
         cut=bool(settings["server_max_async_queries"]) and any(CUT in reason for reason in reasons),
         spoiled=[finding.message for finding in breaches if finding.code not in OF_THE_RATE],
@@ -208,7 +223,8 @@ def judged(
         metric=main.metric,
         completed=completed,
         latency_ms=latency_ms,
-        latency_share=latency_ms / limit_ms if latency_ms and limit_ms else None,
+        latency_share=share,
+        held_share=held,
         window_s=result.timing.main_s,
         batch_size=main.batch_size,
         batch_times_ns=[
@@ -233,6 +249,7 @@ def _seen(trials: Sequence[TrialRecord]) -> list[Trial]:
             valid=one.valid,
             completed=one.completed,
             latency_share=one.latency_share,
+            held_share=one.held_share,
             cut=one.cut,
         )
         for one in trials

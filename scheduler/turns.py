@@ -9,6 +9,9 @@ from scheduler.slices import Slice
 Line = dict[str, Any]
 """A line of ``telemetry.jsonl``, or what one turn adds to it; columns.py has its schema."""
 
+SLOW_EVERY_S = 1.0
+"""For columns that change slowly, or cost more than the rest: in the other lines they are not."""
+
 Learn = Callable[[str, str], None]
 """Told ``slices.gpu0.sm_active`` and why it is not available; only the first time counts."""
 
@@ -29,6 +32,21 @@ class Watched:
 
     slices: Sequence[Slice] = ()
     idle_cores: Sequence[int] = ()
+
+
+class Slowly:
+    """Says yes once in ``SLOW_EVERY_S`` at most."""
+
+    def __init__(self) -> None:
+        self._due_s = float("-inf")
+
+    def due(self, now_s: float) -> bool:
+        """Whether it is time again; then it is not for a while."""
+        if now_s < self._due_s:
+            return False
+
+        self._due_s = now_s + SLOW_EVERY_S
+        return True
 
 
 def merge(line: Line, said: Line) -> None:

@@ -6,6 +6,7 @@ leaves the process unable to exit cleanly).
 """
 
 import errno
+import gc
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -24,6 +26,7 @@ from scheduler.clock import Clock
 from scheduler.events import Event, Failed, Finished, Issuing, Ready
 from scheduler.slices import CpuSlice, MigSlice, Slice
 from workloads import catalog
+from workloads.engine_cache import Lease
 from workloads.protocol import Load, LoadgenSettings, Workload, WorkloadError, WorkloadOptions
 
 STOP, DRAIN, BEGIN = "stop", "drain", "begin"
@@ -115,21 +118,23 @@ def _work(
         _fail(task, launcher, error)
 
     try:
-        workload, facts = _stand(task)
+        workload, facts, lease = _stand(task)
         tell(Ready(task.name, task.clock.now(), facts))
         if task.load is not None:
             tell(_profile(task, task.load, workload, tell, told[BEGIN]))
         elif task.role != "build":
-            tell(_run(task, workload, tell, fail, told[DRAIN]))
+            tell(_run(task, workload, lease, tell, fail, told[DRAIN]))
 
         done.set()
     except BaseException as error:  # noqa: BLE001 - whatever a workload raises (sys.exit too) is told to the launcher
         fail(error)
 
 
-def _stand(task: Task) -> tuple[Workload, dict[str, Any]]:
+def _stand(task: Task) -> tuple[Workload, dict[str, Any], Lease | None]:
     """Load the workload on the slice, once CUDA has confirmed that this is the slice."""
-    workload = catalog.construct(task.code, task.workload, task.options)
+    with _uncollected():
+        workload = catalog.construct(task.code, task.workload, task.options)
+
     if "torch" in sys.modules:
         _limit_threads(task.options.threads)
 
@@ -138,19 +143,32 @@ def _stand(task: Task) -> tuple[Workload, dict[str, Any]]:
 
     device = confirm_device(task.slice)
     began = time.monotonic()
-    facts = _load(task, workload)
+    facts, lease = _load(task, workload)
     load_s = round(time.monotonic() - began, 3)
-    return workload, {"pid": os.getpid(), "device": device, "load_s": load_s, **facts}
+    return workload, {"pid": os.getpid(), "device": device, "load_s": load_s, **facts}, lease
 
 
-def _load(task: Task, workload: Workload) -> dict[str, Any]:
-    """Load it, by way of the cache of engines where something is compiled; gives what is to be told."""
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """What is imported within it stays: looking through it for garbage, again and again while it grows, takes 0.4 s of
+    the 3.3 s that torch and torchvision need."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+def _load(task: Task, workload: Workload) -> tuple[dict[str, Any], Lease | None]:
+    """Load it, by way of the cache of engines where something is compiled; gives what is to be told, and the lease on
+    its engine, which is held until the process ends."""
     from workloads import engine_build
 
     options = task.options
     if not task.imports or not engine_build.compiles(options):
         workload.load()
-        return {"notes": list(workload.notes)}
+        return {"notes": list(workload.notes)}, None
 
     # Of a run, the one size that its first query has; a GPU's load captures that by itself.
     per_query = task.settings.multi_stream_samples_per_query
@@ -161,12 +179,13 @@ def _load(task: Task, workload: Workload) -> dict[str, Any]:
     asked = (workload, task.workload, task.code, task.shape, options, () if task.trains else sizes)
     engine = engine_build.load(*asked)
     facts = {"how": engine.how, "key": engine.key, "batch_sizes": engine.batch_sizes, "took_s": engine.took_s}
-    return {"notes": [*workload.notes, engine.note], "engine": facts}
+    return {"notes": [*workload.notes, engine.note], "engine": facts}, engine.lease
 
 
 def _run(
     task: Task,
     workload: Workload,
+    lease: Lease | None,
     tell: Callable[[Event], None],
     fail: Callable[[BaseException], NoReturn],
     draining: threading.Event,
@@ -183,7 +202,7 @@ def _run(
             measured = quality.answer_all(*args, on_error=fail)
             quality.assess(workload, task.fidelity_samples, task.options.seed, task.folder)
         elif task.role == "main":
-            measured = loadgen.measure(*args, on_error=fail)
+            measured = loadgen.measure(*args, on_error=fail, lease=lease)
         else:
             lasting_ns = None if task.duration_s is None else int(task.duration_s * 1e9)
             measured = loadgen.keep_busy(*args, on_error=fail, drain=draining, lasting_ns=lasting_ns)

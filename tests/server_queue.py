@@ -77,19 +77,22 @@ class ServerQueue:
         schedule: int,
         test: int,
         *,
+        full_s: float | None = None,
         may_be_cut: bool = True,
     ) -> tuple[Trial, float]:
-        """A test as the search is told of it, and how long it took, s."""
+        """A test as the search is told of it, and how long it took, s; ``full_s``: what a confirmation lasts."""
         bound = search.most_waiting(rate, duration_s, LEAST_QUERIES, self.limit_s, PERCENTILE)
         most = bound if may_be_cut else 0
         latencies, ended_s, cut = self.answer(rate, duration_s, schedule, test, most)
-        share = float(np.quantile(latencies, PERCENTILE)) / self.limit_s
+        share, tail = (float(at) / self.limit_s for at in np.quantile(latencies, [PERCENTILE, 0.999]))
+        full = max(LEAST_QUERIES, rate * (full_s or duration_s))
         trial = Trial(
             rate=rate,
             kind=kind,
             valid=share <= 1 and not cut and self._stops_early(latencies),
             completed=len(latencies) / ended_s,
             latency_share=share,
+            held_share=search.held_share(share, tail, PERCENTILE, full),
             cut=cut,
         )
         return trial, ended_s
@@ -131,7 +134,7 @@ def tuned(
     took_s = 0.0
     while isinstance(step := search.next_step(terms, trials), Try):
         duration_s = full_s if step.kind == "confirmation" else screening_s
-        trial, trial_s = server.trial(step.rate, step.kind, duration_s, seed, len(trials))
+        trial, trial_s = server.trial(step.rate, step.kind, duration_s, seed, len(trials), full_s=full_s)
         trials.append(trial)
         took_s += between_s + trial_s
 

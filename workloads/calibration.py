@@ -4,32 +4,23 @@ Offline: LoadGen makes 1.1 × expected rate × min_duration samples beforehand, 
 early has an INVALID test; so 1.25 × the measured rate, since too high a rate only lengthens the test.
 SingleStream, MultiStream: it makes 2 × min_duration / expected latency queries, and running out of them is an
 error; so 0.75 × the measured median latency. Server: the rate the measured batch times allow, proved in short
-LoadGen tests and lowered until the latency limit is held with room, or raised while it is.
+LoadGen tests: lowered until the latency limit is held with room, or raised while it is, and at last between the two.
 """
 
-import statistics
+import math
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from time import monotonic_ns
-from typing import Any
+from typing import Any, NamedTuple
 
-from workloads.pipeline import SORTED_BATCHES, Pending, begin_of, by_length, depth_of, lengths_of
+from workloads.kept_times import Earlier
 from workloads.protocol import LoadgenSettings, Scenario, Workload
+from workloads.stopwatch import PER_BATCH_SIZE_S, BatchTime, Stopwatch
 from workloads.sut import Library
 
 WARM_UP_S = 2.0
 """The longest warm-up after the first batch."""
-STEADY = 1.1
-"""Warm when the slowest of the last three batches took at most this much longer than the fastest."""
-MEASURE_S = 1.0
-"""One window of measuring; windows follow each other until one is hardly faster than those before."""
-GROWTH, MOST_WINDOWS = 1.03, 8
-MOST_BATCHES = 1000
-PER_BATCH_SIZE_S = 0.4
-"""Enough for some tens of batches on a GPU: of samples of other lengths each has kernels of its own."""
 OFFLINE_MARGIN = 1.25
 STREAM_MARGIN = 0.75
 HARNESS_COUNTS_NS = 100_000
@@ -46,6 +37,8 @@ FIRST_SHARE, NEXT_SHARE = 0.75, 0.7
 """The first rate tried, of what the batch times allow; the next, of the one before."""
 RISE, MOST_RISES = 1.13, 5
 """A first rate that holds is followed by higher ones, each by so much, as long as they hold."""
+CLOSE, MOST_HALVINGS = 1.08, 2
+"""Rates nearer to each other than this have none between them tried; and so many are at most."""
 ROOM = 0.7
 """Of the latency limit that a trial's percentile may take: the real test is longer and meets more."""
 FEW_QUERIES = 100
@@ -55,27 +48,6 @@ LIMITS_PER_TRIAL, QUERIES_PER_TRIAL = 10, 50
 """A trial lasts many latency limits, or a queue that slowly grows would not be seen to break the limit."""
 HOPELESS_LIMITS, HOPELESS_QUERIES = 4, 100
 """A trial is cut short when so many latency limits' worth of queries, and so many at least, wait."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchTime:
-    """How long batches of one size took."""
-
-    batch_size: int
-    median_ns: int
-    mean_ns: int
-    batches: int
-
-    @classmethod
-    def of(cls, batch_size: int, times_ns: Sequence[int]) -> "BatchTime":
-        return cls(
-            batch_size, round(statistics.median(times_ns)), round(statistics.fmean(times_ns)), len(times_ns)
-        )
-
-    @property
-    def samples_per_s(self) -> float:
-        """Of such batches one after another."""
-        return self.batch_size * 1e9 / self.mean_ns
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +79,8 @@ class Calibration:
     warm_up_batches: int
     batch_times: tuple[BatchTime, ...]
     trials: tuple[Trial, ...]
+    earlier_utc: str | None
+    """Of the calibration that the batch times are kept from; None: they were measured now, or given."""
     took_s: float
     notes: tuple[str, ...]
 
@@ -116,107 +90,20 @@ RunTrial = Callable[[LoadgenSettings, int, int], tuple[int, float, Mapping[str, 
 second, and the detail log, of one LoadGen test."""
 
 
-Timed = tuple[list[int], tuple[BatchTime, ...]]
-"""Times of the warm-up's batches in ns, and the batch times, those of the largest batch last."""
+class Timed(NamedTuple):
+    """What was timed."""
+
+    warm_up: list[int]
+    """Its batches' times in ns."""
+    batch_times: tuple[BatchTime, ...]
+    """Those of the largest batch last."""
+    again: BatchTime | None = None
+    """What those of an earlier calibration were held against."""
+    confirmed: bool = False
+    """They are those of the earlier calibration."""
+
+
 Compute = Callable[[Callable[[], Timed]], Timed]
-
-
-class Stopwatch:
-    """Times the predicting of loaded samples, taken in turn.
-
-    Args:
-        most_at_once: what a query of more samples is cut into.
-        in_flight: as Offline has them: batches follow each other as closely as the workload allows, and are of
-            samples of like length; a batch's time is then that from the end of the one before it.
-    """
-
-    def __init__(
-        self, workload: Workload, library: Library, most_at_once: int, *, in_flight: bool = False
-    ) -> None:
-        self._workload = workload
-        self._library = library
-        self._most_at_once = most_at_once
-        self._begin = begin_of(workload) if in_flight else None
-        self._depth = depth_of(workload)
-        self._flight: deque[Pending] = deque()
-        self._lengths = lengths_of(workload) if in_flight else None
-        self._sorted: deque[Sequence[int]] = deque()
-
-    def time(self, samples: int) -> int:
-        """Nanoseconds for one query of this many samples."""
-        begin_ns = monotonic_ns()
-        if self._begin is not None:
-            while len(self._flight) < self._depth:
-                self._flight.append(self._begin(self._next(samples)))
-
-            self._flight.popleft().result()
-            return monotonic_ns() - begin_ns
-
-        indices = self._next(samples)
-        for start in range(0, samples, self._most_at_once):
-            self._workload.predict(indices[start : start + self._most_at_once])
-
-        return monotonic_ns() - begin_ns
-
-    def _next(self, samples: int) -> Sequence[int]:
-        if self._lengths is None:
-            return self._library.take(samples)
-
-        if not self._sorted:
-            taken = self._library.take(SORTED_BATCHES * samples)
-            ordered = [taken[place] for place in by_length(taken, self._lengths)]
-            self._sorted.extend(ordered[at : at + samples] for at in range(0, len(ordered), samples))
-
-        return self._sorted.popleft()
-
-    def finish(self) -> None:
-        """Wait for the batches still in flight."""
-        while self._flight:
-            self._flight.popleft().result()
-
-    def warm_up(self, samples: int, seconds: float) -> list[int]:
-        """Predict until the times are steady or ``seconds`` over, and at least twice."""
-        times = [self.time(samples)]
-        until_s = time.monotonic() + seconds
-        while len(times) < 2 or (time.monotonic() < until_s and not _steady(times)):
-            times.append(self.time(samples))
-
-        return times
-
-    def measure(self, samples: int, seconds: float, former: Sequence[int] = ()) -> BatchTime:
-        """Time queries for so long; of ``former`` times those that alone took longer stand."""
-        times = [one for one in former if one > seconds * 1e9]
-        until_s = time.monotonic() + seconds
-        while not times or (time.monotonic() < until_s and len(times) < MOST_BATCHES):
-            times.append(self.time(samples))
-
-        return BatchTime.of(samples, times)
-
-    def reach(self, known: Sequence[BatchTime]) -> None:
-        """Predict batches of each known size, those of the largest until they are as quick as they were."""
-        for one in known[:-1]:
-            self.warm_up(one.batch_size, 0.0)
-
-        whole = known[-1]
-        for _ in range(round(MOST_WINDOWS * MEASURE_S / PER_BATCH_SIZE_S)):
-            if self.measure(whole.batch_size, PER_BATCH_SIZE_S).mean_ns <= STEADY * whole.mean_ns:
-                break
-
-    def settle(self, samples: int, former: Sequence[int]) -> BatchTime:
-        """Measure until it gets hardly faster; the fastest window.
-
-        A GPU raises its clocks only under load: on an H200 the second after the warm-up was 1.8 times slower
-        than the test that followed.
-        """
-        fastest = self.measure(samples, MEASURE_S, former)
-        for _ in range(MOST_WINDOWS - 1):
-            again = self.measure(samples, MEASURE_S)
-            grown = again.samples_per_s > GROWTH * fastest.samples_per_s
-            fastest = max(fastest, again, key=lambda one: one.samples_per_s)
-            if not grown:
-                break
-
-        return fastest
 
 
 def calibrate(
@@ -226,11 +113,13 @@ def calibrate(
     batch_size: int,
     run_trial: RunTrial,
     compute: Compute | None = None,
+    earlier: Earlier | None = None,
 ) -> Calibration:
     """Warm the slice up, then measure what ``settings.target_qps`` leaves open.
 
     Samples must be loaded. Afterwards the same or others are, as ``run_trial`` left it. Batches are timed by
-    way of ``compute`` (None: on this thread).
+    way of ``compute`` (None: on this thread). What an ``earlier`` calibration found is taken as found where a short
+    measurement agrees with it; of Server, its rate is the first that is tried.
 
     Raises:
         ValueError: a Server test without a latency limit.
@@ -238,20 +127,23 @@ def calibrate(
     begin_s = time.monotonic()
     at_once = _samples_at_once(settings, batch_size)
     watch = Stopwatch(workload, library, batch_size, in_flight=settings.scenario is Scenario.OFFLINE)
-    warm_up, batch_times = (compute or _here)(lambda: _timed(watch, settings, at_once))
-    whole = batch_times[-1]
+    timed = (compute or _here)(lambda: _timed(watch, settings, at_once, earlier))
+    known = earlier if timed.confirmed else None
     trials: tuple[Trial, ...] = ()
-    notes: list[str] = []
+    notes = [] if earlier is None or timed.again is None else [_how_it_compares(earlier, timed)]
     chosen, qps = batch_size, settings.target_qps
     if settings.scenario is Scenario.SERVER:
         limit_ns = _limit_ns(settings)
-        best = best_batch(batch_times, limit_ns)
+        best = best_batch(timed.batch_times, limit_ns)
         chosen = best.batch_size
         if qps is None:
-            trials = _prove(best, settings, run_trial)
+            trials = _prove(best, settings, run_trial, None if known is None else known.target_qps)
             qps = proven(trials).asked_qps
-            notes = _what_it_says(proven(trials), limit_ns)
+            notes += _what_it_says(proven(trials), limit_ns)
+    elif qps is None and known is not None and known.target_qps is not None:
+        qps = known.target_qps
     elif qps is None:
+        whole = timed.batch_times[-1]
         trials = _fast_trials(whole, settings, batch_size, run_trial)
         qps = _expected_qps(whole, trials, settings.scenario)
 
@@ -259,33 +151,94 @@ def calibrate(
         target_qps=qps,
         given=settings.target_qps is not None,
         batch_size=chosen,
-        first_batch_ns=warm_up[0],
-        warm_up_batches=len(warm_up),
-        batch_times=batch_times,
+        first_batch_ns=timed.warm_up[0],
+        warm_up_batches=len(timed.warm_up),
+        batch_times=timed.batch_times,
         trials=trials,
+        earlier_utc=None if known is None else known.measured_utc,
         took_s=round(time.monotonic() - begin_s, 3),
         notes=tuple(notes),
     )
+
+
+def way(settings: LoadgenSettings, batch_size: int) -> str:
+    """What batch times depend on beside the engine, in words."""
+    words = f"{settings.scenario}, {_samples_at_once(settings, batch_size)} at once"
+    if settings.scenario is Scenario.SERVER:
+        words += f", within {_limit_ns(settings) / 1e6:g} ms at {settings.target_latency_percentile}"
+        if settings.use_token_latencies:
+            words += f", {(settings.server_tpot_latency_ns or 0) / 1e6:g} ms a token"
+
+    return words
+
+
+def told(found: Calibration, scenario: Scenario) -> list[str]:
+    """Where the rate comes from, as a note; none where it was given."""
+    if found.given:
+        return []
+
+    rate = f"target_qps {found.target_qps:.4g}"
+    if found.earlier_utc is not None and scenario is not Scenario.SERVER:
+        return [
+            f"{rate} is that of the calibration of {found.earlier_utc}, confirmed in {found.took_s:.1f} s"
+        ]
+
+    highest = ", a rate it can hold, not the highest" if scenario is Scenario.SERVER else ""
+    return [f"{rate} was picked by a calibration of {found.took_s:.1f} s on the slice{highest}"]
+
+
+def has_new(found: Calibration, earlier: Earlier | None) -> bool:
+    """Whether it found anything that the earlier one had not."""
+    if earlier is None or found.earlier_utc is None:
+        return True
+
+    return not found.given and found.target_qps != earlier.target_qps
 
 
 def _here(job: Callable[[], Timed]) -> Timed:
     return job()
 
 
-def _timed(watch: Stopwatch, settings: LoadgenSettings, at_once: int) -> Timed:
-    warm_up = watch.warm_up(at_once, WARM_UP_S)
+def _timed(watch: Stopwatch, settings: LoadgenSettings, at_once: int, earlier: Earlier | None) -> Timed:
     if settings.batch_times_ns:
+        warm_up = watch.warm_up(at_once, WARM_UP_S)
         known = tuple(BatchTime(*one) for one in settings.batch_times_ns)
         watch.reach(known)
         watch.finish()
-        return warm_up, known
+        return Timed(warm_up, known)
 
+    again, warm_up = None, list[int]()
+    if earlier is not None and earlier.batch_times[-1].batch_size == at_once:
+        *smaller, whole = earlier.batch_times
+        warm_up = watch.warm_up(at_once, 0.0, at_least=1 if whole.is_long else 2)
+        again = watch.again(whole)
+        if whole.agrees(again):
+            for one in smaller:
+                watch.warm_up(one.batch_size, 0.0)  # each size has its own graph to be captured
+
+            watch.finish()
+            return Timed(warm_up, earlier.batch_times, again, confirmed=True)
+
+    warm_up += watch.warm_up(at_once, WARM_UP_S)
     whole = watch.settle(at_once, warm_up[1:])
     watch.finish()
     if settings.scenario is not Scenario.SERVER:
-        return warm_up, (whole,)
+        return Timed(warm_up, (whole,), again)
 
-    return warm_up, _by_batch_size(watch, whole, _limit_ns(settings))
+    return Timed(warm_up, _by_batch_size(watch, whole, _limit_ns(settings)), again)
+
+
+def _how_it_compares(earlier: Earlier, timed: Timed) -> str:
+    now, former = timed.again, earlier.batch_times[-1]
+    assert now is not None, "it was held against something"
+    kept = f"batch times kept with the engine, of {earlier.measured_utc},"
+    if timed.confirmed:
+        return f"{kept} are confirmed by {now.batches} batch{'es' if now.batches > 1 else ''} on this slice"
+
+    return (
+        f"{kept} do not hold here: {former.batch_size} samples take {now.mean_ns / 1e6:.3g} ms, not "
+        f"{former.mean_ns / 1e6:.3g}; calibrated anew"
+    )
 
 
 def worth_filling(batch_times: Sequence[BatchTime]) -> frozenset[int]:
@@ -307,11 +260,6 @@ def _longest_batch_ns(batch_times: Sequence[BatchTime], limit_ns: int) -> float:
     """The share of the limit; or, where no batch is that quick, little more than the quickest: a batch of 64
     may take as long as one of 1, where a GPU waits for its host."""
     return max(BATCH_SHARE * limit_ns, SAME * min(one.median_ns for one in batch_times))
-
-
-def _steady(times: Sequence[int]) -> bool:
-    last = times[-3:]
-    return len(times) > 3 and max(last) <= STEADY * min(last)
 
 
 def _samples_at_once(settings: LoadgenSettings, batch_size: int) -> int:
@@ -377,19 +325,35 @@ def _by_batch_size(watch: Stopwatch, whole: BatchTime, limit_ns: int) -> tuple[B
     return (*times, whole)
 
 
-def _prove(best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial) -> tuple[Trial, ...]:
+def _prove(
+    best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial, proven_qps: float | None
+) -> tuple[Trial, ...]:
     """Server trials at falling rates, until one holds the limit; if the first does, at rising ones, as batches in
-    flight together answer more than the batch times allow."""
+    flight together answer more than the batch times allow; then between the highest that held and the next. A rate
+    that was proven before is the first, and if it holds the only one: a higher one was tried then."""
     trials: list[Trial] = []
-    qps = FIRST_SHARE * 1e9 / (1e9 / best.samples_per_s + SERVER_QUERY_NS)
+    qps = proven_qps or FIRST_SHARE * 1e9 / (1e9 / best.samples_per_s + SERVER_QUERY_NS)
     while len(trials) < MOST_TRIALS and not (trials and trials[-1].held):
         trials.append(_trial(best, settings, run_trial, qps))
         qps *= NEXT_SHARE
 
-    while len(trials) <= MOST_RISES and all(one.held for one in trials):
+    while proven_qps is None and len(trials) <= MOST_RISES and all(one.held for one in trials):
         trials.append(_trial(best, settings, run_trial, RISE * trials[-1].asked_qps))
 
+    if not (proven_qps is not None and trials[0].held):
+        for _ in range(MOST_HALVINGS):
+            middle = _between(trials)
+            if middle is not None:
+                trials.append(_trial(best, settings, run_trial, middle))
+
     return tuple(trials)
+
+
+def _between(trials: Sequence[Trial]) -> float | None:
+    """The middle between the highest rate that held and the lowest above it that did not; None where they are close."""
+    held = max((one.asked_qps for one in trials if one.held), default=math.inf)
+    broke = min((one.asked_qps for one in trials if one.asked_qps > held), default=0.0)
+    return math.sqrt(held * broke) if broke > CLOSE * held else None
 
 
 def _trial(best: BatchTime, settings: LoadgenSettings, run_trial: RunTrial, qps: float) -> Trial:

@@ -5,7 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from workloads import own
-from workloads.entries import ALL_SCENARIOS, ENTRIES, Entry
+from workloads.entries import ALL_SCENARIOS, ENTRIES, FLOATS, OF_LINEAR_LAYERS, Entry
 from workloads.protocol import Workload, WorkloadError, WorkloadOptions
 
 __all__ = [
@@ -107,6 +107,7 @@ def _entry(found: own.Own) -> Entry:
         parameters={},
         flops_per_sample={},
         batch_size=found.batch_size,
+        precisions=OF_LINEAR_LAYERS if found.code.startswith(f"{own.HF}:") else FLOATS,
         server_target_latency_ms=found.server_target_latency_ms,
     )
 

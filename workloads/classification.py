@@ -1,7 +1,7 @@
 """Image classification on ImageNet: what the workloads that give one label an image share."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, from_numpy
 
@@ -11,6 +11,8 @@ from workloads.protocol import WorkloadOptions
 from workloads.vision import ImageWorkload
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from workloads.protocol import Outputs
 
 SIDES = {"full": 224, "small": 64}
@@ -21,7 +23,6 @@ IMAGENET_VALIDATION_IMAGES = 50_000
 class ImageClassifier(ImageWorkload):
     """Images, synthetic or of a folder, to one int64 label each; a subclass brings the network."""
 
-    reduces = True
     fidelity = staticmethod(top1_agreement)
 
     def __init__(self, name: str, options: WorkloadOptions) -> None:
@@ -61,6 +62,5 @@ class ImageClassifier(ImageWorkload):
         """The label with the highest logit, ``[B]`` int64 (MLPerf's PostProcessArgMaxPytorch, offset 0)."""
         return raw.argmax(dim=1)
 
-    def answer(self, raw: Tensor, indices: Sequence[int]) -> "Outputs":  # noqa: ARG002  the protocol's
-        labels: Outputs = raw.cpu().numpy()
-        return labels
+    def answer(self, found: "npt.NDArray[Any]", indices: Sequence[int]) -> "Outputs":  # noqa: ARG002  of ImageWorkload
+        return found

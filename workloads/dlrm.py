@@ -337,7 +337,9 @@ class Dlrm:
             most = options.batch_size * self._samples.most_pairs
             pool = self._samples.pool if isinstance(self._samples, SyntheticPairs) else None
             self._coalesced = Coalesced(self._network, most, options.batch_size, pool)
-            self.notes.append("engine: eager, whatever was asked, in shapes for tensor cores")
+            self.notes.append(
+                f"engine: eager, whatever was asked, in shapes for tensor cores; {self._coalesced.note}"
+            )
         else:
             chosen(options)  # on a CPU, says why there are no graphs
             self.notes.append("engine: eager")
@@ -365,7 +367,7 @@ class Dlrm:
     def predict(self, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
         """The probabilities of each sample, float32 [its pairs]; the batch's pairs go as one tensor."""
         if self._coalesced is not None:
-            return self._begin_coalesced(self._coalesced, indices).result()
+            return [rated.copy() for rated in self._begin_coalesced(self._coalesced, indices).result()]
 
         return self._rate(self._network, indices)
 

@@ -1,13 +1,14 @@
 """DLRM on a GPU in 16 bits: the same arithmetic in shapes that tensor cores take, batches in flight.
 
-A matrix whose rows are no multiple of 16 bytes costs a product several times over. So the 27 vectors of a pair are
-32 (the others are never looked at), and the 479 inputs of the top are 480 (the last has no weight). Samples of a
-batch go as one tensor of all their pairs.
+A matrix whose rows are no multiple of 16 bytes costs a product several times over. So the 13 counts of a pair are 16
+(the others have no weight), and the 479 inputs of the top are 480; where the interaction is torch's, a pair's 27
+vectors are 32 (the others are never looked at). Samples of a batch go as one tensor of all their pairs.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from itertools import accumulate, pairwise
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,41 +18,111 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from workloads.engine import HostCopies, OnItsWay
+from workloads.ragged import Ragged
 
 DEPTH = 2
 """Batches in flight."""
 VECTORS = 32
 """Of a pair: the bottom's, then one of each table, then some that only fill up."""
+MULTIPLE = 8
+"""Of the inputs of a product: 16 bytes."""
+
+Interact = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""The bottom's vectors [pairs, width], all tables' rows, those chosen (int32 [pairs, tables]) and a number of columns →
+the top's inputs [pairs, columns]: the bottom's vector, the products of every two of a pair's vectors, zeros."""
+Bring = Callable[[tuple[Tensor, Tensor], Tensor, Tensor, Tensor], None]
+"""Copies runs (int64 [3, samples]: where each begins, where it goes, its pairs) of a pool of pairs, dense and rows, to
+two tensors that have room for just these."""
 
 
 class FastNetwork:
     """The arithmetic of dlrm.py's Network, from its weights."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, interact: Interact) -> None:
         self._tables = network.emb_l.together
-        features = 1 + len(network.emb_l)
-        below = torch.tril_indices(features, features, offset=-1, device=self._tables.device)
-        self._below = below[0] * VECTORS + below[1]
+        self._interact = interact
         self._bottom = _linears(network.bot_l)
-        first, *rest = _linears(network.top_l)
-        self._zeros = -first[0].shape[1] % 8
-        self._top = [(functional.pad(first[0], (0, self._zeros)), first[1]), *rest]
+        self._top = _linears(network.top_l)
 
-    def forward(self, dense: Tensor, rows: Tensor) -> Tensor:
-        """``dense`` [pairs, 13]; ``rows`` int32 [pairs, 32], those of the tables from column 1 on, any valid row
-        elsewhere → probabilities, float32 [pairs]."""
-        x = dense.to(self._bottom[0][0].dtype)
+    def forward(self, dense: Tensor, chosen: Tensor) -> Tensor:
+        """``dense`` [pairs, 13]; ``chosen`` rows, int32 [pairs, 26] → probabilities, float32 [pairs]."""
+        return self.above(self._interact(self.below(dense), self._tables, chosen, self.columns))
+
+    @property
+    def columns(self) -> int:
+        """Inputs of the top, those without weight too."""
+        return self._top[0][0].shape[1]
+
+    def below(self, dense: Tensor) -> Tensor:
+        """The bottom's vectors [pairs, 128]."""
+        weight = self._bottom[0][0]
+        x = functional.pad(dense.to(weight.dtype), (0, weight.shape[1] - dense.shape[1]))
         for weight, bias in self._bottom:
             x = _relu(x, weight, bias)
 
-        vectors = self._tables.index_select(0, rows.flatten()).view(len(rows), VECTORS, -1).to(x.dtype)
-        vectors[:, 0] = x
-        products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1).index_select(1, self._below)
-        y = torch.cat((x, products, x.new_zeros(len(x), self._zeros)), dim=1)
+        return x
+
+    def above(self, y: Tensor) -> Tensor:
+        """The probabilities of the top's inputs."""
         for weight, bias in self._top[:-1]:
             y = _relu(y, weight, bias)
 
         return functional.linear(y, *self._top[-1])[:, 0].float().sigmoid()
+
+
+def interact(x: Tensor, tables: Tensor, chosen: Tensor, columns: int) -> Tensor:
+    """The interaction (see `Interact`) by torch's own kernels."""
+    features = 1 + chosen.shape[1]
+    rows = functional.pad(chosen, (1, VECTORS - features))
+    vectors = tables.index_select(0, rows.flatten()).view(len(rows), VECTORS, -1)
+    vectors[:, 0] = x
+    products = torch.bmm(vectors, vectors.transpose(1, 2)).flatten(1)
+    below = torch.tril_indices(features, features, offset=-1, device=x.device)
+    products = products.index_select(1, below[0] * VECTORS + below[1])
+    return functional.pad(torch.cat((x, products), dim=1), (0, columns - x.shape[1] - products.shape[1]))
+
+
+def bring(pool: tuple[Tensor, Tensor], runs: Tensor, dense: Tensor, chosen: Tensor) -> None:
+    """The same as `Bring` says by torch's own kernels."""
+    begins, to, lengths = runs
+    places = torch.arange(len(dense), device=dense.device)
+    places += (begins - to).repeat_interleave(lengths, output_size=len(dense))
+    for source, target in zip(pool, (dense, chosen), strict=True):
+        torch.index_select(source, 0, places, out=target)
+
+
+def own_kernels(network: Any) -> tuple[Interact, Bring] | None:
+    """Both as one kernel each, compiled; None where Triton, or the C compiler it needs, is missing."""
+    try:
+        from workloads.dlrm_triton import FAILURES, SMS_A_PROGRAM, bring, interact
+    except ImportError:
+        return None
+
+    sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
+    bring_on_few = partial(bring, programs=max(1, sms // SMS_A_PROGRAM))
+    tables = network.emb_l.together
+    dense = torch.zeros(1, network.bot_l[0].in_features, device=tables.device)
+    chosen = torch.zeros(1, len(network.emb_l), dtype=torch.int32, device=tables.device)
+    try:
+        bring_on_few(
+            (dense, chosen), torch.zeros(3, 1, dtype=torch.int64, device=tables.device), dense, chosen
+        )
+        interact(tables[:1], tables, chosen, _whole(network.top_l[0].in_features))
+        torch.cuda.synchronize()
+    except FAILURES:
+        return None
+
+    return interact, bring_on_few
+
+
+@dataclass(frozen=True, slots=True)
+class _Input:
+    """A batch's place on the GPU."""
+
+    dense: Tensor
+    chosen: Tensor
+    taken: torch.cuda.Event
+    """The network is through with what stood there."""
 
 
 class Coalesced:
@@ -66,84 +137,93 @@ class Coalesced:
     def __init__(
         self, network: Any, most: int, batch_size: int, pool: tuple[Tensor, Tensor] | None = None
     ) -> None:
-        self._network = FastNetwork(network)
+        own = own_kernels(network)
+        self.note = "look-ups and interaction: " + (
+            "one kernel" if own else "torch's kernels; Triton, or the C compiler it needs, is missing"
+        )
+        by, self._bring = own or (interact, bring)
+        self._network = FastNetwork(network, by)
         self._most = most
         tables, counts = len(network.emb_l), network.bot_l[0].in_features
-        self._columns = slice(1, 1 + tables)
-        self._dense = torch.zeros(most, counts, device="cuda")
-        self._chosen = torch.zeros(most, tables, dtype=torch.int32, device="cuda")
-        self._rows = torch.zeros(most, VECTORS, dtype=torch.int32, device="cuda")
-        self._staged: deque[tuple[Tensor, Tensor]] = deque(
-            (
-                torch.empty(most, counts, pin_memory=True),
-                torch.empty(most, tables, dtype=torch.int32, pin_memory=True),
+        self._inputs = deque(
+            _Input(
+                torch.zeros(most, counts, device="cuda"),
+                torch.zeros(most, tables, dtype=torch.int32, device="cuda"),
+                torch.cuda.Event(),  # type: ignore[no-untyped-call]  # torch leaves it untyped
             )
-            for _ in range(DEPTH + 1)
+            for _ in range(DEPTH)
         )
+        self._staged: deque[tuple[Tensor, Tensor]] = deque()
         self._copies = HostCopies(DEPTH)
-        self._copying = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
-        self._arrived, self._taken = torch.cuda.Event(), torch.cuda.Event()  # type: ignore[no-untyped-call]  # likewise
-        self._last_pairs = 1
-        self._places = torch.arange(most, device="cuda")
+        self._copying = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]  # likewise
+        self._arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # likewise
+        self._last = (self._inputs[0].dense[:1], self._inputs[0].chosen[:1])
         self._pool = None if pool is None else (seen_by_gpu(pool[0]), seen_by_gpu(pool[1]))
         self._staged_runs: deque[Tensor] = deque(
-            torch.empty(2, batch_size, dtype=torch.int64, pin_memory=True) for _ in range(DEPTH + 1)
+            torch.empty(3 * batch_size, dtype=torch.int64, pin_memory=True) for _ in range(DEPTH + 1)
         )
 
     def begin(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> "Split":
         """Begin a batch of these samples, dense float32 [n, 13] and rows int32 [n, 26] each."""
-        lengths = [len(counts) for counts, _ in pairs]
-        total = sum(lengths)
-        dense, chosen = self._staged[0]
-        self._staged.rotate(-1)
-        torch.cat([counts for counts, _ in pairs], out=dense[:total])
-        torch.cat([rows for _, rows in pairs], out=chosen[:total])
-        current = torch.cuda.current_stream()
-        with torch.inference_mode():
-            with torch.cuda.stream(self._copying):
-                self._copying.wait_event(self._taken)
-                self._dense[:total].copy_(dense[:total], non_blocking=True)
-                self._chosen[:total].copy_(chosen[:total], non_blocking=True)
-                self._arrived.record(self._copying)
+        if not self._staged:
+            on_gpu = self._inputs[0]
+            self._staged.extend(
+                (_pinned_like(on_gpu.dense), _pinned_like(on_gpu.chosen)) for _ in range(DEPTH + 1)
+            )
 
-            current.wait_event(self._arrived)
-            rated = self._run(total)
-            self._taken.record(current)
-            return Split(self._copies.fetch(rated, self._most), lengths)
+        lengths = np.array([len(counts) for counts, _ in pairs])
+        total = int(lengths.sum())
+        dense, chosen = (each[:total] for each in self._staged[0])
+        self._staged.rotate(-1)
+        torch.cat([counts for counts, _ in pairs], out=dense)
+        torch.cat([rows for _, rows in pairs], out=chosen)
+
+        def copy(to_dense: Tensor, to_chosen: Tensor) -> None:
+            to_dense.copy_(dense, non_blocking=True)
+            to_chosen.copy_(chosen, non_blocking=True)
+
+        return self._begin(copy, lengths, total)
 
     def begin_runs(self, starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64]) -> "Split":
         """Begin a batch of samples that are runs of the pool, which the GPU reads where it is, in host memory."""
         assert self._pool is not None, "made without a pool"
-        total, count = int(lengths.sum()), len(lengths)
-        staged = self._staged_runs[0]
+        pool, total, count = self._pool, int(lengths.sum()), len(lengths)
+        staged = self._staged_runs[0][: 3 * count].view(3, count)
         self._staged_runs.rotate(-1)
-        host = staged.numpy()
-        host[0, :count] = starts - (lengths.cumsum() - lengths)
-        host[1, :count] = lengths
+        np.stack((starts, lengths.cumsum() - lengths, lengths), out=staged.numpy())
+
+        def copy(dense: Tensor, chosen: Tensor) -> None:
+            self._bring(pool, staged.to("cuda", non_blocking=True), dense, chosen)
+
+        return self._begin(copy, lengths, total)
+
+    def _begin(
+        self, copy: Callable[[Tensor, Tensor], None], lengths: npt.NDArray[np.int64], total: int
+    ) -> "Split":
+        """Copy a batch to the GPU while the one before it is computed, and compute it."""
+        place = self._inputs[0]
+        self._inputs.rotate(-1)
+        self._last = dense, chosen = place.dense[:total], place.chosen[:total]
         current = torch.cuda.current_stream()
         with torch.inference_mode():
             with torch.cuda.stream(self._copying):
-                self._copying.wait_event(self._taken)
-                runs = staged[:, :count].to("cuda", non_blocking=True)
-                at = self._places[:total] + runs[0].repeat_interleave(runs[1], output_size=total)
-                torch.index_select(self._pool[0], 0, at, out=self._dense[:total])
-                torch.index_select(self._pool[1], 0, at, out=self._chosen[:total])
+                self._copying.wait_event(place.taken)
+                copy(dense, chosen)
                 self._arrived.record(self._copying)
 
             current.wait_event(self._arrived)
-            rated = self._run(total)
-            self._taken.record(current)
-            return Split(self._copies.fetch(rated, self._most), lengths.tolist())
+            rated = self._network.forward(dense, chosen)
+            place.taken.record(current)
+            return Split(self._copies.fetch(rated, self._most), lengths)
 
     def bare(self) -> None:
         """Compute the last batch once more; the GPU has it."""
         with torch.inference_mode():
-            self._run(self._last_pairs)
+            self._network.forward(*self._last)
 
-    def _run(self, total: int) -> Tensor:
-        self._last_pairs = total
-        self._rows[:total, self._columns] = self._chosen[:total]
-        return self._network.forward(self._dense[:total], self._rows[:total])
+
+def _pinned_like(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="cpu", pin_memory=True)
 
 
 class _Pinned:
@@ -165,7 +245,7 @@ def seen_by_gpu(tensor: Tensor) -> Tensor:
 class Split:
     """A batch's probabilities on their way; a Pending (pipeline.py)."""
 
-    def __init__(self, rated: OnItsWay, lengths: Sequence[int]) -> None:
+    def __init__(self, rated: OnItsWay, lengths: npt.NDArray[np.int64]) -> None:
         self._rated = rated
         self._lengths = lengths
 
@@ -173,10 +253,9 @@ class Split:
         """Whether they are on the host."""
         return self._rated.done()
 
-    def result(self) -> list[npt.NDArray[np.generic]]:
-        """One float32 array a sample."""
-        rated = self._rated.result().copy()
-        return [rated[start:stop] for start, stop in pairwise(accumulate(self._lengths, initial=0))]
+    def result(self) -> Ragged:
+        """One float32 array a sample; they are in one of `HostCopies`' own."""
+        return Ragged(self._rated.result(), self._lengths)
 
 
 def _relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -184,5 +263,12 @@ def _relu(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _linears(layers: nn.Sequential) -> list[tuple[Tensor, Tensor]]:
-    found: list[Any] = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    return [(layer.weight.detach(), layer.bias.detach()) for layer in found]
+    """Weights and biases; those of the first layer have inputs of weight 0, up to a whole `MULTIPLE`."""
+    (weight, bias), *rest = [
+        (layer.weight.detach(), layer.bias.detach()) for layer in layers if isinstance(layer, nn.Linear)
+    ]
+    return [(functional.pad(weight, (0, _whole(weight.shape[1]) - weight.shape[1])), bias), *rest]
+
+
+def _whole(inputs: int) -> int:
+    return -(-inputs // MULTIPLE) * MULTIPLE

@@ -31,7 +31,7 @@ from workloads.precision import compute_dtype, is_exact
 from workloads.protocol import Size, WorkloadOptions
 from workloads.quantised import form_of, quantise, told
 from workloads.samples import SampleStore
-from workloads.weights import check_config, load_weights, seeded
+from workloads.weights import check_config, load_weights, seeded, told_random
 
 SEQUENCE: dict[Size, int] = {"full": 128, "small": 32}
 """Tokens of every sample: nothing is padded."""
@@ -123,6 +123,16 @@ def build(name: str, size: Size) -> nn.Module:
     return network.eval()
 
 
+def bias_once(network: MPNetModel, length: int) -> None:
+    """Compute MPNet's bias of relative positions now, for all texts of ``length`` tokens: transformers does it in each
+    forward pass, some versions of it on the CPU, from where a CUDA graph can take nothing."""
+    encoder: Any = network.encoder
+    with torch.no_grad():
+        bias: Tensor = encoder.compute_position_bias(torch.empty(1, length, 1, device=network.device))
+
+    encoder.compute_position_bias = lambda _hidden: bias
+
+
 def flops_per_sample(name: str, size: Size) -> int:
     """FLOPs of one sample; counted on the meta device."""
     with torch.device("meta"), torch.inference_mode(), FlopCounterMode(display=False) as counter:
@@ -174,7 +184,7 @@ class TextEncoder:
         self._network = compiled(plain, options)
         answers = "sentence embeddings" if encoder.embeds else "logits of a classification"
         self.notes = [
-            f"weights: {options.weights}" if options.weights else f"weights: random, seed {options.seed}",
+            f"weights: {options.weights}" if options.weights else told_random(options),
             f"inputs: synthetic, seed {options.seed}: {SAMPLES} samples of {length} token ids each, no padding; "
             "each batch starts in host memory",
             f"{self._name} {options.size} has the shape of {encoder.sources}"
@@ -243,7 +253,7 @@ class TextEncoder:
     def _placed(self, dtype: torch.dtype) -> nn.Module:
         """The network with its weights, on the device, ready for inference."""
         options = self._options
-        with seeded(options.seed):
+        with seeded(options.seed, options.device):
             network = build(self._name, options.size)
 
         if options.weights is not None:
@@ -251,7 +261,11 @@ class TextEncoder:
             check_config(options.weights, wanted, self._name, options.size, source=source)
             load_weights(network, options.weights, unused=self._encoder.unused)
 
-        return network.to(device=options.device, dtype=dtype).requires_grad_(False)
+        network.to(device=options.device, dtype=dtype).requires_grad_(False)
+        if isinstance(network, MPNetModel):
+            bias_once(network, options.sequence_length or SEQUENCE[options.size])
+
+        return network
 
     def _store(self) -> SampleStore:
         assert self._samples is not None, "load() first"

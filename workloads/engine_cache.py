@@ -14,10 +14,11 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 ROOT_VARIABLE = "HETERO_MIG_CACHE"
 MAX_BYTES = 20 * 2**30
@@ -44,6 +45,8 @@ class Engine:
     """What was computed before it was kept; a run adds others as it meets them."""
     files: dict[str, str]
     """SHA-256 by path in the folder, of what the builder left."""
+    calibrations: dict[str, Any] = field(default_factory=dict)
+    """What runs of it found on their slices, by way of timing (kept_times.py)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,18 +108,34 @@ class Lease:
         """
         assert self.engine is not None, "keep() first"
         if not set(batch_sizes) <= set(self.engine.batch_sizes):
-            sizes = tuple(sorted({*self.engine.batch_sizes, *batch_sizes}))
-            engine = replace(self.engine, batch_sizes=sizes)
             with _written_to(self.folder):
-                self._write(engine)
+                last = self._last(self.engine)
+                sizes = tuple(sorted({*last.batch_sizes, *batch_sizes}))
+                self.engine = replace(last, batch_sizes=sizes)
+                self._write(self.engine)
 
-            self.engine = engine
+    def keep_calibration(self, way: str, found: Mapping[str, Any]) -> None:
+        """Keep what was found for one way of timing, in place of what there was. Of several users that keep something
+        at the same moment one may not be heard.
+
+        Raises:
+            NotKept: that cannot be written.
+        """
+        assert self.engine is not None, "keep() first"
+        with _written_to(self.folder):
+            last = self._last(self.engine)
+            self.engine = replace(last, calibrations={**last.calibrations, way: dict(found)})
+            self._write(self.engine)
 
     def close(self) -> None:
         """Let go of it: it may be removed."""
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+    def _last(self, known: Engine) -> Engine:
+        """The record as another user of the engine may have left it since."""
+        return _record(self.folder) or known
 
     def _write(self, engine: Engine) -> None:
         _write_json(self.folder / RECORD, asdict(engine))
@@ -328,7 +347,8 @@ def _record(folder: Path) -> Engine | None:
     try:
         found = json.loads((folder / RECORD).read_bytes())
         engine = Engine(**{**found, "batch_sizes": tuple(found["batch_sizes"])})
-        whole = isinstance(engine.files, dict) and key_of(engine.facts) == folder.name
+        dicts = isinstance(engine.files, dict) and isinstance(engine.calibrations, dict)
+        whole = dicts and key_of(engine.facts) == folder.name
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

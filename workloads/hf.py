@@ -17,8 +17,9 @@ from workloads.fidelity import Compare, Fidelity, Pair, by_kind, span_f1
 from workloads.hf_config import Task, read_config
 from workloads.hf_inputs import SAMPLES, make_tokens, padding_of, pictures, read_tokens
 from workloads.pipeline import Pending
-from workloads.precision import compute_dtype
+from workloads.precision import compute_dtype, is_exact
 from workloads.protocol import WorkloadError, WorkloadOptions
+from workloads.quantised import form_of, quantise, told
 from workloads.samples import SampleStore
 from workloads.weights import FOLDER_FILES, load_weights, seeded
 
@@ -79,7 +80,8 @@ class HfModel:
         """
         config, options = self._config, self._options
         plain, weights = self._build(self._dtype)
-        self._exact = plain if self._dtype is torch.float32 else None
+        self._exact = plain if is_exact(options) else None
+        quantised = self._quantise(plain)
         self._network = compiled(plain, options)
         self._more = self._prefill(plain) if config.task == "causal language modelling" else {}
         self._samples, inputs = self._image_samples() if config.side else self._token_samples()
@@ -87,6 +89,7 @@ class HfModel:
             f"hf: {config.architecture}, {config.task}; an answer is {ANSWERS[config.task]}",
             f"weights: {weights}",
             f"inputs: {inputs}; each batch starts in host memory",
+            *quantised,
         ]
 
         with self._at_fault():
@@ -197,6 +200,26 @@ class HfModel:
             raise WorkloadError(f"transformers cannot load {source}: {_first_line(error)}") from error
 
         return network.to(device=options.device, dtype=dtype).eval().requires_grad_(False), said
+
+    def _quantise(self, network: nn.Module) -> list[str]:
+        """Have linear layers compute in 8 bits if that is asked for, those of the head not; says so.
+
+        Raises:
+            WorkloadError: there are none.
+        """
+        form = form_of(self._options)
+        if form is None:
+            return []
+
+        body: Any = getattr(network, "base_model", network)
+        count = quantise(body, form)
+        if not count:
+            raise WorkloadError(
+                f"{self._config.folder}: precision {form}: {self._config.architecture} has no linear layer (of sizes "
+                "that are multiples of 16) that could compute so; ask for fp16 or fp32"
+            )
+
+        return [told(count, form)]
 
     def _pretrained(self, source: Path) -> nn.Module:
         auto: Any = AUTO[self._config.task]

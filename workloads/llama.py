@@ -12,20 +12,21 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 
+from workloads import grouped_attention
 from workloads.answers import of_size
 from workloads.engine import chosen
 from workloads.fidelity import Fidelity, Pair
 from workloads.llama_decoding import Decoding
-from workloads.pipeline import FirstTokens
+from workloads.pipeline import SORTED_BATCHES, FirstTokens
 from workloads.precision import compute_dtype, is_exact, to_device
 from workloads.protocol import Size, WorkloadOptions
 from workloads.quantised import form_of, quantise, told
-from workloads.weights import check_config, load_weights
+from workloads.weights import check_config, load_weights, told_random
 
 SHAPE: dict[Size, dict[str, int]] = {
     "full": {
@@ -83,20 +84,26 @@ def config(size: Size) -> LlamaConfig:
         rope_parameters=dict(ROPE),
         tie_word_embeddings=True,
         initializer_range=0.02 * math.sqrt(2048 / SHAPE[size]["hidden_size"]),
-        attn_implementation="sdpa",
+        attn_implementation=grouped_attention.NAME,
     )
 
 
 def build(size: Size) -> LlamaForCausalLM:
-    """The network, in evaluation; on the meta device, without weights."""
-    return LlamaForCausalLM(config(size)).eval()
+    """The network, in evaluation, each of its norms in one call (transformers' is six)."""
+    network = LlamaForCausalLM(config(size)).eval()
+    for module in list(network.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, LlamaRMSNorm):
+                setattr(module, name, nn.RMSNorm(child.weight.shape[0], child.variance_epsilon))
+
+    return network
 
 
 def draw(network: LlamaForCausalLM, seed: int, threads: int) -> None:
     """Random weights as transformers draws them: normal, and ones for the norms.
 
-    Each tensor has a generator of its own, on the CPU: the same seed gives the same weights on every device, and
-    several threads share the work (a thousand million numbers take one thread about ten seconds).
+    Each tensor has a generator of its own, so that on a CPU several threads share the work: a thousand million
+    numbers take one about ten seconds. A GPU draws its own by itself (weights.seeded).
     """
 
     def fill(numbered: tuple[int, Tensor]) -> None:
@@ -104,12 +111,11 @@ def draw(network: LlamaForCausalLM, seed: int, threads: int) -> None:
         if tensor.dim() == 1:
             tensor.fill_(1.0)
         else:
-            generator = torch.Generator().manual_seed(seed * TENSORS_AT_MOST + number)
-            tensor.copy_(
-                torch.empty(tensor.shape).normal_(0, network.config.initializer_range, generator=generator)
-            )
+            generator = torch.Generator(tensor.device).manual_seed(seed * TENSORS_AT_MOST + number)
+            drawn = torch.empty(tensor.shape, device=tensor.device)
+            tensor.copy_(drawn.normal_(0, network.config.initializer_range, generator=generator))
 
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(threads if network.device.type == "cpu" else 1) as pool:
         for _ in pool.map(fill, enumerate(parameter.data for parameter in network.parameters())):
             pass  # read to the end, so that an error comes out
 
@@ -200,10 +206,11 @@ class Llama:
         self.notes = [
             f"weights: {options.weights}"
             if options.weights
-            else f"weights: random, seed {options.seed}; the text means nothing",
+            else f"{told_random(options)}; the text means nothing",
             f"inputs: synthetic, seed {options.seed}: {SAMPLES} prompts of {self._lengths.min()} to "
             f"{self._lengths.max()} tokens, mean {self._lengths.mean():.0f}; each batch starts in host memory, padded "
-            f"to its longest, rounded up to {PAD_MULTIPLE}",
+            f"to its longest, rounded up to {PAD_MULTIPLE}; under Offline of prompts of like length, {SORTED_BATCHES} "
+            "batches' worth sorted at a time",
             f"each sample generates {self._new} tokens, greedily: tokens/s = {self._new} × samples/s. A batch's first "
             "tokens are told together, after its prefill, its texts when the longest is complete",
         ]
@@ -224,6 +231,11 @@ class Llama:
         """One sample's token ids, ``[length]``."""
         return self._tokens[self._starts[index] : self._starts[index + 1]]
 
+    def lengths(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
+        """Tokens of each prompt: a batch's prefill is as long as its longest (pipeline.py)."""
+        tokens: npt.NDArray[np.int64] = self._lengths[np.asarray(indices)]
+        return tokens
+
     def predict(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """Int64 [batch, 128 (8 for small)]."""
         return self.generate(indices, None)
@@ -238,7 +250,7 @@ class Llama:
         if self._exact is None:
             self._exact = self._build(torch.float32)
 
-        decoding = Decoding(self._exact, 1, self._longest + self._new)
+        decoding = Decoding(self._exact, 1, self._longest, self._new)
         return np.concatenate([self._generate(decoding, [index], 1, None) for index in indices])
 
     def _rows(self, count: int) -> int:
@@ -259,7 +271,7 @@ class Llama:
 
     @torch.inference_mode()
     def _new_decoding(self, rows: int, notes: list[str]) -> Decoding:
-        decoding = Decoding(self.network, rows, self._longest + self._new)
+        decoding = Decoding(self.network, rows, self._longest, self._new)
         if self._options.device == "cuda" and chosen(self._options) != "eager":
             decoding.begin(*self._prompts([0] * rows))
             decoding.capture(self._options, notes)

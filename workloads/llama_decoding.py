@@ -13,15 +13,18 @@ from transformers import LlamaForCausalLM, StaticCache
 from workloads.engine import Eager, Graphs, engine_for
 from workloads.protocol import WorkloadOptions
 
+READ_MULTIPLE = 128
+"""A step reads the cache as far as the batch's texts will reach, rounded up to this: a graph each."""
+
 
 class Decoding:
-    """Texts of ``batch`` samples of up to ``room`` tokens each, prompt and what follows together.
+    """Texts of ``batch`` samples: prompts of up to ``longest`` tokens, and ``new`` that follow.
 
     Used under ``torch.inference_mode``.
     """
 
-    def __init__(self, network: LlamaForCausalLM, batch: int, room: int) -> None:
-        device = network.device
+    def __init__(self, network: LlamaForCausalLM, batch: int, longest: int, new: int) -> None:
+        device, room = network.device, longest + new
         self.batch = batch
         self._network = network
         self._cache = StaticCache(network.config, max_cache_len=room)
@@ -31,13 +34,18 @@ class Decoding:
         self._visible = torch.zeros(batch, 1, 1, room, dtype=torch.bool, device=device)
         self._column = torch.zeros(1, dtype=torch.int64, device=device)
         """Where the cache puts the next token, of every row."""
-        self._engine: Eager | Graphs = Eager(self.step)
+        self._room, self._new = room, new
+        self._read = room
+        """So many columns of the cache are looked at."""
+        self._engines: dict[int, Eager | Graphs] = {}
+        """By ``_read``; none: launched one by one."""
 
     def begin(self, prompts: Tensor, lengths: Tensor) -> Tensor:
         """Prefill: ``prompts`` int64 [batch, width], zeros behind each; ``lengths`` int64 [batch]. The first tokens,
         [batch, 1]; overwritten by ``step``."""
         self._cache.reset()
         width = prompts.shape[1]
+        self._read = self._reach(width)
         hidden = self._network.model(
             input_ids=prompts,
             position_ids=self._columns[None, :width],
@@ -57,7 +65,7 @@ class Decoding:
         hidden = self._network.model(
             input_ids=self._token,
             position_ids=self._position[:, None],
-            attention_mask=self._visible,
+            attention_mask=self._visible[..., : self._read],
             past_key_values=self._cache,
             use_cache=True,
         ).last_hidden_state
@@ -68,12 +76,13 @@ class Decoding:
 
     def next(self) -> Tensor:
         """A step, by the engine."""
-        token: Tensor = self._engine.run(self.batch)
+        engine = self._engines.get(self._read)
+        token: Tensor = self.step(self.batch) if engine is None else engine.run(self.batch)
         return token
 
     def capture(self, options: WorkloadOptions, notes: list[str]) -> None:
         """Have the engine that is asked for, from the next ``begin`` on; says in ``notes`` which it became. On a GPU,
-        after a first ``begin``: the cache gets its memory there, and a capture's warm-ups go on from it.
+        after a first ``begin``: the cache gets its memory there.
 
         Raises:
             WorkloadError: it was asked for, and a step cannot be captured.
@@ -82,4 +91,15 @@ class Decoding:
             notes.append("engine: graph for compile: a step of transformers' cache is captured as it is")
             options = replace(options, engine="graph")
 
-        self._engine = engine_for(self.step, replace(options, batch_size=self.batch), notes)
+        for reach in sorted({self._reach(width) for width in range(1, self._room - self._new + 1)}):
+            self._read = reach
+            self._cache.reset()  # a capture's warm-ups are steps too: each has room from the first column on
+            self._column.zero_()
+            said = list[str]()
+            self._engines[reach] = engine_for(self.step, replace(options, batch_size=self.batch), said)
+
+        notes += said
+
+    def _reach(self, width: int) -> int:
+        """Columns of the cache that texts with prompts of ``width`` tokens fill, rounded up."""
+        return min(-(-(width + self._new) // READ_MULTIPLE) * READ_MULTIPLE, self._room)

@@ -20,12 +20,26 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 import mlperf_loadgen as lg
 import psutil
 
-from workloads.calibration import OFFLINE_MARGIN, Calibration, Timed, calibrate, worth_filling
+from workloads import kept_times
+from workloads.calibration import (
+    OFFLINE_MARGIN,
+    Calibration,
+    Timed,
+    calibrate,
+    has_new,
+    told,
+    way,
+    worth_filling,
+)
+from workloads.engine_cache import Lease, NotKept
+from workloads.kept_times import Earlier
 from workloads.loadgen_settings import REPORTED, test_settings
 from workloads.pipeline import begin_of, depth_of, generating, lengths_of
 from workloads.progress import Progress
 from workloads.protocol import LoadgenSettings, Scenario, Workload
+from workloads.ragged import Ragged
 from workloads.sizing import bounded, fit, was_through_early
+from workloads.stopwatch import BATCHES_IN_TURN
 from workloads.sut import Batches, InlineSut, Library, Nobody, QueueSut, Sut, Watcher
 
 if TYPE_CHECKING:
@@ -42,8 +56,6 @@ FAILED_EXIT_CODE = 70
 DETAIL_LOG = "mlperf_log_detail.txt"
 ACCURACY_LOG, TRACE_LOG = "mlperf_log_accuracy.json", "mlperf_log_trace.json"
 """A performance test leaves the first without content, every test of the harness the second."""
-CALIBRATION_BATCHES = 4
-"""Batches' worth of samples that the calibration takes in turn."""
 SWITCH_INTERVAL_S = 1e-4
 """A busy Python thread beside LoadGen costs Server 5 ms of p50 at Python's own 5 ms, 0.4 ms at this."""
 SERVER_WAIT_SHARE = 0.01
@@ -84,12 +96,14 @@ def measure(
     on_issuing: Callable[[int], None],
     *,
     on_error: OnError,
+    lease: Lease | None = None,
 ) -> Measured:
     """Warm up, calibrate what is open, and run one test; LoadGen's logs are in ``folder/loadgen``.
 
     Args:
         on_issuing: called once, with the time of the test's first issue(), when its first batch is complete.
         on_error: told of an exception in a callback of LoadGen's; must end the process.
+        lease: on the workload's engine, where one is kept: what is found here is kept with it.
 
     Raises:
         ValueError: a Server test without a latency limit.
@@ -97,13 +111,12 @@ def measure(
         Exception: whatever the workload raises while no test runs.
     """
     with Bench(workload, settings, batch_size, folder, on_error) as bench:
-        calibration = bench.calibrate()
+        former = None if lease is None else kept_times.earlier(lease, way(settings, batch_size))
+        calibration = bench.calibrate(former)
         qps, notes, tests = calibration.target_qps, list(calibration.notes), 0
-        if not calibration.given:
-            highest = ", a rate it can hold, not the highest" if settings.scenario is Scenario.SERVER else ""
-            notes.append(
-                f"target_qps {qps:.4g} was picked by a calibration of {calibration.took_s:.1f} s on the slice{highest}"
-            )
+        notes += told(calibration, settings.scenario)
+        if lease is not None and not settings.batch_times_ns and has_new(calibration, former):
+            notes += _kept(lease, way(settings, batch_size), calibration, qps)
 
         while True:
             asked, how_long = fit(settings, qps, psutil.virtual_memory().available)
@@ -125,6 +138,9 @@ def measure(
             (folder / "calibration").mkdir(exist_ok=True)
             (folder / "loadgen").rename(folder / "calibration" / f"early-{tests}")
 
+    if lease is not None and tests > 1:
+        notes += _kept(lease, way(settings, batch_size), calibration, qps)
+
     sut.queries.write(folder)
     return Measured(
         begin_ns=batches.begin_ns,
@@ -134,6 +150,17 @@ def measure(
         tests=tests,
         notes=(*notes, *how_long),
     )
+
+
+def _kept(lease: Lease, timing: str, calibration: Calibration, qps: float) -> list[str]:
+    """Keep the calibration with the engine; gives a note where that cannot be."""
+    target_qps = None if calibration.given else qps
+    try:
+        kept_times.keep(lease, timing, calibration.batch_times, target_qps, calibration.earlier_utc)
+    except NotKept as refusal:
+        return [f"the calibration is not kept with the engine: {refusal}"]
+
+    return []
 
 
 def keep_busy(
@@ -247,18 +274,26 @@ class Bench:
     ) -> None:
         self.compute.shutdown()
 
-    def calibrate(self) -> Calibration:
+    def calibrate(self, earlier: Earlier | None) -> Calibration:
         """Warm up and measure; LoadGen tests that are part of it leave their logs in ``calibration/``."""
         most = max(self._batch_size, self._settings.multi_stream_samples_per_query)
-        self._library.load_any(CALIBRATION_BATCHES * most, self._settings.qsl_rng_seed)
+        self._library.load_any(BATCHES_IN_TURN * most, self._settings.qsl_rng_seed)
         there = self._timed_there if self._is_server else None
         return calibrate(
-            self._workload, self._library, self._settings, self._batch_size, self._run_trial, there
+            *(
+                self._workload,
+                self._library,
+                self._settings,
+                self._batch_size,
+                self._run_trial,
+                there,
+                earlier,
+            )
         )
 
     def _timed_there(self, job: Callable[[], Timed]) -> Timed:
         timed = self.compute.submit(job).result()
-        self._filled = worth_filling(timed[1])
+        self._filled = worth_filling(timed.batch_times)
         return timed
 
     def _run_trial(
@@ -402,8 +437,13 @@ class Responses:
         return pool
 
     def _point(self, pool: list[Any], outputs: "Outputs") -> None:
-        self._dtype = (outputs[0] if isinstance(outputs, list) else outputs).dtype
-        if isinstance(outputs, list):
+        self._dtype = (outputs[0] if isinstance(outputs, list | Ragged) else outputs).dtype
+        if isinstance(outputs, Ragged):
+            for response, address, size in zip(pool, *outputs.places(_address(outputs.flat)), strict=True):
+                response.data, response.size = address, size
+
+            self._pointed = None
+        elif isinstance(outputs, list):
             for response, output in zip(pool, outputs, strict=True):
                 response.data, response.size = _address(output), output.nbytes
 

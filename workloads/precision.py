@@ -13,9 +13,9 @@ DTYPES = {
     "tf32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,
-    "fp8": torch.bfloat16,  # what torch's scaled product gives
+    "fp8": torch.bfloat16,  # what every scaled product of torch's gives
 }
-"""What weights and activations are in; of int8 see ``compute_dtype``."""
+"""What weights and activations are in; of int8 and fp8 see ``compute_dtype``."""
 
 CAPABILITY: dict[Precision, tuple[int, int]] = {"tf32": (8, 0), "int8": (7, 5), "fp8": (8, 9)}
 """The least that a GPU's tensor cores must have for it (CUDA C++ Programming Guide, Arithmetic Instructions)."""
@@ -41,7 +41,8 @@ def compute_dtype(options: WorkloadOptions) -> torch.dtype:
         )
 
     _allow_tf32(precision == "tf32")
-    return torch.float16 if precision == "int8" else DTYPES[precision]
+    in_half = precision == "int8" or (precision == "fp8" and _scaled_products_give_half())
+    return torch.float16 if in_half else DTYPES[precision]
 
 
 def is_exact(options: WorkloadOptions) -> bool:
@@ -67,6 +68,13 @@ def to_device(tensor: Tensor, options: WorkloadOptions) -> Tensor:
         return tensor
 
     return tensor.pin_memory().to("cuda", non_blocking=True)
+
+
+def _scaled_products_give_half() -> bool:
+    """Whether torch's fp8 product with a scale a row may be in fp16: cuBLASLt's is, which torch takes on Hopper from
+    CUDA 12.9 on; elsewhere it takes CUTLASS's, for bf16 (pytorch, aten/src/ATen/native/cuda/ScaledBlas.cpp)."""
+    cuda = tuple(int(part) for part in (torch.version.cuda or "0.0").split(".")[:2])
+    return torch.cuda.get_device_capability()[0] == 9 and cuda >= (12, 9)
 
 
 def _check_cpu(precision: Precision) -> None:

@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    Outputs = npt.NDArray[np.generic] | list[npt.NDArray[np.generic]]
+    from workloads.ragged import Ragged
+
+    Outputs = npt.NDArray[np.generic] | list[npt.NDArray[np.generic]] | Ragged
     """What one batch gives back, on the host and C-contiguous: either one array whose first axis is the
     batch, or, where samples differ in length, one array a sample."""
 

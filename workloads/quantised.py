@@ -4,22 +4,21 @@ A weight has one scale an output channel, an activation one a row, both symmetri
 format's largest. Products are accumulated in int32 (int8) or fp32 (fp8 e4m3) and scaled back.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from workloads.passes import DTYPE, PLAIN, Form, Product, Rows
+from workloads.passes_at_hand import passes_for
 from workloads.protocol import WorkloadOptions
 
-Form = Literal["int8", "fp8"]
-DTYPE = {"int8": torch.int8, "fp8": torch.float8_e4m3fn}
-LARGEST = {"int8": 127.0, "fp8": 448.0}
-SMALLEST_SCALE = 1e-12
-"""Of a row of zeros."""
+FAST_ACCUMULATION = True
+"""Of fp8 products: Hopper's tensor cores add up with 14 bits and more seldom hand over to fp32; inference commonly
+does (Transformer Engine's forward products, torchao, vLLM). Ignored where there is nothing to choose."""
 MULTIPLE = 16
 """Of a product's inner and outer sizes, as cuBLASLt and CUTLASS want them in 8 bits."""
 FEWEST_ROWS = 17
 """torch._int_mm on a GPU takes more than 16 rows."""
+SIXTEEN_BITS = (torch.float16, torch.bfloat16)
 
 
 def form_of(options: WorkloadOptions) -> Form | None:
@@ -38,7 +37,7 @@ class ScaledLinear(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor | None, form: Form) -> None:
         super().__init__()
         self.form: Form = form
-        rows, scale = quantised(weight.detach().float(), form)
+        rows, scale = PLAIN.quantised(weight.detach(), form)
         self.rows: Tensor
         self.scale: Tensor
         self.bias: Tensor | None
@@ -47,20 +46,28 @@ class ScaledLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, scale = quantised(x.reshape(-1, x.shape[-1]), self.form)
-        out = (_int8 if self.form == "int8" else _fp8)(rows, scale, self.rows, self.scale)
-        if self.bias is not None:
-            out = out + self.bias
+        passes = passes_for(x)
+        rows = passes.quantised(x.reshape(-1, x.shape[-1]), self.form)
+        return passes.scaled(self.product(rows, x.dtype), x.dtype).view(*x.shape[:-1], -1)
 
-        return out.to(x.dtype).view(*x.shape[:-1], -1)
+    def product(self, x: Rows, dtype: torch.dtype) -> Product:
+        """The product alone: of fp8 scaled and, in 16 bits on a GPU, with its bias; of int8 neither.
 
+        Args:
+            dtype: of fp8's values, where it is one of 16 bits.
+        """
+        if self.form == "int8":
+            return Product(_int8(x.values, self.rows), x.scale, self.scale, self.bias)
 
-def quantised(matrix: Tensor, form: Form) -> tuple[Tensor, Tensor]:
-    """A matrix ``[n, k]`` in 8 bits, and its rows' scales, fp32 ``[n, 1]``: their product is about the matrix."""
-    matrix = matrix.float()
-    scale = (matrix.abs().amax(dim=1, keepdim=True) / LARGEST[form]).clamp(min=SMALLEST_SCALE)
-    scaled = (matrix / scale).clamp(-LARGEST[form], LARGEST[form])
-    return (scaled.round() if form == "int8" else scaled).to(DTYPE[form]), scale
+        dtype = dtype if dtype in SIXTEEN_BITS else torch.bfloat16
+        inside = self.bias is not None and self.bias.is_cuda and self.bias.dtype is dtype
+        values = torch._scaled_mm(
+            *(x.values, self.rows.t(), x.scale, self.scale),
+            bias=self.bias if inside else None,
+            out_dtype=dtype,
+            use_fast_accum=FAST_ACCUMULATION and x.values.is_cuda,
+        )
+        return Product(values, bias=None if inside else self.bias)
 
 
 def fits(weight: Tensor) -> bool:
@@ -84,24 +91,17 @@ def quantise(network: nn.Module, form: Form) -> int:
 
 def told(count: int, form: Form) -> str:
     """What a result's reader is to know."""
-    name = "int8" if form == "int8" else "fp8 (e4m3)"
+    how = "int8" if form == "int8" else "fp8 (e4m3, on a GPU with fast accumulation)"
     return (
-        f"precision: {count} linear layers in {name}, weights scaled by channel, activations by row as they come; "
+        f"precision: {count} linear layers in {how}, weights scaled by channel, activations by row as they come; "
         "all else in 16 bits on a GPU, fp32 on a CPU"
     )
 
 
-def _int8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
+def _int8(x: Tensor, weight: Tensor) -> Tensor:
     count = len(x)
     if x.is_cuda and count < FEWEST_ROWS:
         x = torch.cat((x, x.new_zeros(FEWEST_ROWS - count, x.shape[1])))
 
     product: Tensor = torch._int_mm(x, weight.t())
-    return product[:count].float() * x_scale * weight_scale
-
-
-def _fp8(x: Tensor, x_scale: Tensor, weight: Tensor, weight_scale: Tensor) -> Tensor:
-    out: Tensor = torch._scaled_mm(
-        x, weight.t(), scale_a=x_scale, scale_b=weight_scale, out_dtype=torch.bfloat16
-    )
-    return out
+    return product[:count]

@@ -7,9 +7,8 @@ OpenImages; answers as mlcommons/inference, vision/classification_and_detection/
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -21,10 +20,14 @@ from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
 from workloads.fidelity import box_f1
 from workloads.protocol import Size, WorkloadOptions
-from workloads.ssd import rank_within, suppress
+from workloads.score_convolutions import ExcessConvolution
+from workloads.ssd import best_of, rows_of
+from workloads.suppression import suppressed
 from workloads.vision import ImageWorkload, spread
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from workloads.protocol import Outputs
 
 SIDES: dict[Size, int] = {"full": 800, "small": 128}
@@ -41,6 +44,10 @@ IOU_THRESHOLD = 0.5
 MOST_PER_LEVEL = 1000
 """Of one level of one image, before suppression."""
 MOST_PER_IMAGE = 300
+LEAST = math.log(SCORE_THRESHOLD / (1 - SCORE_THRESHOLD))
+"""The logit of that score."""
+INFINITY_BITS = 0x7F800000
+"""Of fp32's infinity, above those of every number."""
 LARGEST_GROWTH = math.log(1000 / 16)
 """Of a box against its anchor, as logarithm (torchvision's BoxCoder)."""
 
@@ -66,8 +73,14 @@ BACKGROUND_LEAD: dict[Size, float] = {"full": 6.0, "small": 5.2}
 """Of random weights: boxes with an object are rare, so that suppression has about a trained model's work."""
 
 
+Levels = list[tuple[Tensor, Tensor]]
+"""Of each pyramid level with n anchors: codes ``[B, n, 4]``, and the excess of each class's logit above `LEAST`, 0
+where it is below, ``[B, n, C]``."""
+
+
 class RetinaNetNetwork(nn.Module):
-    """Images ``[B, 3, s, s]`` to codes ``[B, N, 4]`` and logits ``[B, N, 264]``, level by level; N = 120087 at 800."""
+    """Images ``[B, 3, s, s]`` to `Levels`, and what is to be added to each excess in fp32, ``[9, 264]`` (`rest` of
+    ExcessConvolution). All levels together have 120087 anchors at 800."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,10 +94,26 @@ class RetinaNetNetwork(nn.Module):
             extra_blocks=LastLevelP6P7(CHANNELS, CHANNELS),
         )
         self.head = RetinaNetHead(CHANNELS, ANCHORS_PER_CELL, CLASSES)
+        self.head.classification_head.cls_logits = ExcessConvolution(
+            CHANNELS, ANCHORS_PER_CELL * CLASSES, 3, padding=1, least=LEAST
+        )
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        answers = self.head(list(self.backbone(images).values()))
-        return answers["bbox_regression"], answers["cls_logits"]
+    def forward(self, images: Tensor) -> tuple[Levels, Tensor]:
+        # As torchvision's head, but that a level's gigabyte of logits is not copied to join the others.
+        boxes, classes = self.head.regression_head, self.head.classification_head
+        levels = [
+            (
+                _by_anchor(boxes.bbox_reg(boxes.conv(feature)), 4),
+                _by_anchor(classes.cls_logits(classes.conv(feature)), CLASSES),
+            )
+            for feature in self.backbone(images).values()
+        ]
+        return levels, classes.cls_logits.rest().view(ANCHORS_PER_CELL, CLASSES)
+
+
+def _by_anchor(maps: Tensor, values: int) -> Tensor:
+    """``[B, 9 · values, h, w]`` to ``[B, h · w · 9, values]``; of channels_last maps it is a view."""
+    return maps.permute(0, 2, 3, 1).reshape(len(maps), -1, values)
 
 
 def network(size: Size) -> nn.Module:
@@ -135,8 +164,8 @@ class RetinaNet(ImageWorkload):
         )
 
     def load(self) -> None:
-        super().load()
         self._anchors = anchors(self.side).to(self.device)
+        super().load()
 
     def build(self) -> nn.Module:
         return network(self.options.size)
@@ -147,44 +176,64 @@ class RetinaNet(ImageWorkload):
     def renamed_weights(self) -> Mapping[str, str]:
         return OLD_NAMES
 
-    def answer(self, raw: tuple[Tensor, Tensor], indices: Sequence[int]) -> "Outputs":
-        codes, logits = raw
-        return detections(codes, logits, self._anchors, self.side, indices)
+    def reduced(self, raw: tuple[Levels, Tensor]) -> Tensor:
+        """The detections, ``[B, 300, 6]``: they are part of what the device computes, as in MLPerf."""
+        return detections(*raw, self._anchors, self.side)
+
+    def answer(self, found: "npt.NDArray[Any]", indices: Sequence[int]) -> "Outputs":
+        return rows_of(found, indices)
 
 
-def decode(codes: Tensor, placed: Tensor, side: int) -> Tensor:
+def decode(codes: Tensor, placed: Tensor) -> Tensor:
     """Codes ``[K, 4]`` (dx, dy, dw, dh) and their anchors ``[K, 4]`` to boxes ``[K, 4]`` as ymin, xmin, ymax, xmax in
-    pixels, cut off at the image's edge (torchvision's BoxCoder with weights of one)."""
+    pixels (torchvision's BoxCoder with weights of one)."""
     size = placed[:, 2:] - placed[:, :2]
     centre = placed[:, :2] + size / 2 + codes[:, :2] * size
     half = size * torch.exp(codes[:, 2:].clamp(max=LARGEST_GROWTH)) / 2
-    return torch.cat(((centre - half).flip(-1), (centre + half).flip(-1)), dim=-1).clamp(0, side)
+    return torch.cat(((centre - half).flip(-1), (centre + half).flip(-1)), dim=-1)
 
 
-def detections(codes: Tensor, logits: Tensor, placed: Tensor, side: int, indices: Sequence[int]) -> "Outputs":
-    """Codes ``[B, N, 4]`` and logits ``[B, N, C]`` to rows, one array ``[K, 7]`` an image, best first.
+def detections(levels: Levels, rest: Tensor, placed: Tensor, side: int) -> Tensor:
+    """The network's answer and its anchors ``[N, 4]`` to the best boxes that stay, ``[B, 300, 6]`` (`best_of`).
 
-    As torchvision's ``RetinaNet.postprocess_detections`` does image by image, for the whole batch at once.
+    As torchvision's ``RetinaNet.postprocess_detections`` does image by image, for the whole batch at once. All shapes
+    follow from those given, so that nothing waits for the device.
     """
-    classes = logits.shape[2]
-    ends = torch.tensor([ANCHORS_PER_CELL * count**2 for count in cells(side)], device=codes.device).cumsum(0)
-    least = math.log(SCORE_THRESHOLD / (1 - SCORE_THRESHOLD))
-    image, anchor, label = (logits > least).nonzero(as_tuple=True)
-    score = logits[image, anchor, label].float().sigmoid()
-    best_first = score.argsort(descending=True, stable=True)
-    image, anchor, label, score = (part[best_first] for part in (image, anchor, label, score))
+    of_levels = torch.split(placed, [codes.shape[1] for codes, _ in levels])
+    found = [candidates(*level, rest, anchor) for level, anchor in zip(levels, of_levels, strict=True)]
+    box, excess, label = (torch.cat(parts, dim=1) for parts in zip(*found, strict=True))
+    box = box.clamp(0, side)
+    stays = _suppressed(box, excess, label, classes=rest.shape[1])
+    return best_of(box / side, (excess + LEAST).sigmoid(), label, stays, MOST_PER_IMAGE)
 
-    level = torch.searchsorted(ends, anchor, right=True)
-    few = rank_within(image * len(ends) + level) < MOST_PER_LEVEL
-    image, anchor, label, score = (part[few] for part in (image, anchor, label, score))
+
+def candidates(codes: Tensor, excess: Tensor, rest: Tensor, placed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of one level, the pairs of anchor and class with the largest logits, at most 1000 an image: boxes ``[B, k, 4]``,
+    excess in fp32 (0 or below: no pair) and class, ``[B, k]``.
+
+    They belong to the anchors whose best classes have the largest: so the level's logits are read once, and only
+    those of 1000 anchors looked through.
+    """
+    image = torch.arange(len(codes), device=codes.device)[:, None]
+    anchor = excess.amax(2).topk(min(MOST_PER_LEVEL, codes.shape[1]), dim=1).indices
+    rounded = excess[image, anchor]
+    exact = torch.where(rounded > 0, rounded + rest[anchor % ANCHORS_PER_CELL], 0.0).flatten(1)
+    best, pair = exact.topk(min(MOST_PER_LEVEL, exact.shape[1]), dim=1)
+    label = pair % rest.shape[1]
+    anchor = anchor.gather(1, pair // rest.shape[1])
     # In fp32 whatever the network's precision: neighbouring anchors lie closer than bf16 tells.
-    box = decode(codes[image, anchor].float(), placed[anchor], side)
-    kept = suppress(box, score, image * classes + label, IOU_THRESHOLD)
-    kept = kept[rank_within(image[kept]) < MOST_PER_IMAGE]
+    box = decode(codes[image, anchor].float().flatten(0, 1), placed[anchor].flatten(0, 1))
+    return box.view(*anchor.shape, 4), best, label
 
-    image = image[kept]
-    sample = torch.as_tensor(indices, device=codes.device)[image]
-    columns = (sample[:, None], box[kept] / side, score[kept, None], label[kept, None])
-    rows = torch.cat([column.float() for column in columns], dim=1)
-    counts = image.bincount(minlength=len(codes)).cumsum(0)[:-1].cpu().numpy()
-    return np.split(rows[image.argsort(stable=True)].cpu().numpy(), counts)
+
+def _suppressed(box: Tensor, excess: Tensor, label: Tensor, classes: int) -> Tensor:
+    """Bool ``[B, K]``: which stay, each class of each image a group."""
+    images = len(box)
+    group = torch.arange(images, device=box.device)[:, None] * classes + label
+    group = torch.where(excess > 0, group, images * classes)  # no pair: behind all groups
+    # One sort by group, then by excess: the bits of a positive float, read as a whole number, are in its order.
+    best_first = INFINITY_BITS - excess.clamp(min=0).view(torch.int32).long()
+    order = ((group << 32) + best_first).flatten().argsort()
+    bounds = torch.searchsorted(group.flatten()[order], torch.arange(images * classes + 1, device=box.device))
+    stays = suppressed(box.flatten(0, 1)[order], bounds[:-1], bounds.diff(), IOU_THRESHOLD)
+    return torch.zeros_like(stays).scatter(0, order, stays).view(images, -1)

@@ -143,8 +143,9 @@ class Decoding:
     """
 
     def __init__(self, network: Network, steps: int, batch: int) -> None:
-        self._prediction, self._last = network.prediction, network.joint.last
-        self._first = network.joint.first
+        self._prediction, self._first = network.prediction, network.joint.first
+        last = network.joint.last
+        self._last = last.weight.float(), last.bias.float()
         weight = self._first.weight
         lstm = network.prediction.dec_rnn.lstm
         self._width = weight.shape[1] - lstm.hidden_size
@@ -182,8 +183,9 @@ class Decoding:
         for _ in range(STEPS_BETWEEN_LOOKS):
             after = self._prediction.step(symbol, state)
             joined = self._from_encoder[time.minimum(end).clamp_(min=0), lane]
-            joined = joined + functional.linear(after[-1, 0], from_prediction)
-            best = self._last(joined.relu()).argmax(-1)
+            joined = joined.float() + functional.linear(after[-1, 0], from_prediction)
+            # In fp32 whatever the network's precision: the best of 29 logits is often near the second.
+            best = functional.linear(joined.relu(), *self._last).argmax(-1)
             emits = (best != BLANK) & (time <= end)
             symbols.scatter_(1, counts[:, None], best[:, None])
             counts += emits

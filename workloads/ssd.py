@@ -3,27 +3,31 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
-from torchvision.ops import nms
 
 from workloads import coco, images
 from workloads.fidelity import box_f1
 from workloads.protocol import WorkloadOptions
-from workloads.suppression import LARGEST_GROUP, suppress_groups
+from workloads.suppression import suppressed
 from workloads.vision import ImageWorkload
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from workloads.protocol import Outputs
 
 COCO_VALIDATION_IMAGES = 5_000
 
 BACKGROUND = 0
 """The class that stands for no object, in both models."""
+
+SCORE = 4
+"""Column of what `best_of` finds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,8 +83,8 @@ class SsdWorkload(ImageWorkload):
         self._architecture = architecture
 
     def load(self) -> None:
-        super().load()
         self._anchors = self._architecture.anchors().to(self.device)
+        super().load()
 
     def build(self) -> nn.Module:
         return self._architecture.network()
@@ -125,12 +129,15 @@ class SsdWorkload(ImageWorkload):
 
         return tuple(picture.file for picture in used.pictures)
 
-    def answer(self, raw: tuple[Tensor, Tensor], indices: Sequence[int]) -> "Outputs":
+    def reduced(self, raw: tuple[Tensor, Tensor]) -> Tensor:
+        """The detections, ``[B, most_per_image, 6]``: they are part of what the device computes, as in MLPerf."""
         codes, logits = raw
         # Boxes and scores in fp32 whatever the network's precision: 15130 boxes lie closer than bf16 tells.
         boxes = decode(codes.float(), self._anchors, self._architecture.code_scale)
-        scores = self._architecture.scores(logits.float())
-        return detections(boxes, scores, self._architecture.suppression, indices)
+        return detections(boxes, self._architecture.scores(logits.float()), self._architecture.suppression)
+
+    def answer(self, found: "npt.NDArray[Any]", indices: Sequence[int]) -> "Outputs":
+        return rows_of(found, indices)
 
 
 def prepared(path: Path, architecture: Architecture) -> Tensor:
@@ -160,68 +167,45 @@ def decode(codes: Tensor, anchors: Tensor, scale: tuple[float, float]) -> Tensor
     return torch.cat(((centre - half).flip(-1), (centre + half).flip(-1)), dim=-1)
 
 
-def detections(boxes: Tensor, scores: Tensor, suppression: Suppression, indices: Sequence[int]) -> "Outputs":
-    """Boxes ``[B, N, 4]`` and scores ``[B, N, C]`` to rows, one array ``[K, 7]`` an image, best first.
+def detections(boxes: Tensor, scores: Tensor, suppression: Suppression) -> Tensor:
+    """Boxes ``[B, N, 4]`` and scores ``[B, N, C]`` to the best that stay, ``[B, most_per_image, 6]`` (`best_of`).
 
-    The whole batch at once, and each image as if it were alone: suppression works within a group, and a
-    group is one class of one image.
+    All shapes follow from those given, so that nothing waits for the device. Suppression works within a group, and a
+    group is one class of one image: each image is answered as if it were alone.
     """
-    classes = scores.shape[2]
-    image, anchor, label = (scores[:, :, 1:] > suppression.score_threshold).nonzero(as_tuple=True)
-    label = label + 1  # the background was left out
-    score = scores[image, anchor, label]
-    best_first = score.argsort(descending=True, stable=True)
-    image, anchor, label, score = (part[best_first] for part in (image, anchor, label, score))
-
-    group = image * classes + label
-    few = rank_within(group) < suppression.most_per_class
-    image, anchor, label, score, group = (part[few] for part in (image, anchor, label, score, group))
-    box = boxes[image, anchor]
-    kept = suppress(box, score, group, suppression.iou_threshold)
-    kept = kept[rank_within(image[kept]) < suppression.most_per_image]
-
-    image = image[kept]
-    sample = torch.as_tensor(indices, device=boxes.device)[image]
-    columns = (sample[:, None], box[kept], score[kept, None], label[kept, None])
-    rows = torch.cat([column.float() for column in columns], dim=1)
-    by_image = image.argsort(stable=True)
-    counts = image.bincount(minlength=len(boxes))
-    ends = counts.cumsum(0)[:-1].cpu().numpy()
-    return np.split(rows[by_image].cpu().numpy(), ends)
+    images, places, _ = scores.shape
+    of_classes = scores[..., 1:].transpose(1, 2).contiguous()  # the background is left out
+    score, anchor = of_classes.topk(min(suppression.most_per_class, places), dim=2)
+    box = chosen_boxes(boxes, anchor.flatten(1))
+    count = (score > suppression.score_threshold).sum(2).flatten()
+    first = torch.arange(len(count), device=box.device) * score.shape[2]
+    stays = suppressed(box.flatten(0, 1), first, count, suppression.iou_threshold).view(images, -1)
+    label = torch.arange(stays.shape[1], device=box.device) // score.shape[2] + 1
+    return best_of(box, score.flatten(1), label.expand(images, -1), stays, suppression.most_per_image)
 
 
-def suppress(boxes: Tensor, scores: Tensor, group: Tensor, iou_threshold: float) -> Tensor:
-    """Indices of the boxes that stay, best first; boxes of different groups never touch.
+def chosen_boxes(boxes: Tensor, places: Tensor) -> Tensor:
+    """``[B, N, 4]`` and int64 ``[B, K]`` to ``[B, K, 4]``."""
+    return boxes.gather(1, places[..., None].expand(-1, -1, 4))
 
-    Groups are moved apart, as torchvision's batched_nms does; in fp64, because fp32 has no digits left for
-    a box of 0.02 beside an offset of a thousand. On a GPU, small groups are not moved but kept apart.
+
+def best_of(boxes: Tensor, scores: Tensor, labels: Tensor, stays: Tensor, most: int) -> Tensor:
+    """``[B, most, 6]`` fp32: of each image the boxes that stay, best first: corners, score, label. Rows that are left
+    over have score 0.
+
+    Args:
+        boxes: ``[B, K, 4]``.
+        scores, labels, stays: ``[B, K]``; scores above 0.
     """
-    if not len(boxes):
-        return group
-
-    if boxes.is_cuda:
-        best_first = scores.argsort(descending=True, stable=True)
-        group = group[best_first]
-        rank = rank_within(group)
-        largest = int(rank.max()) + 1
-        if largest <= LARGEST_GROUP:
-            stays = suppress_groups(boxes[best_first], group, rank, iou_threshold, largest=largest)
-            return best_first[stays]
-
-        group = torch.empty_like(group).scatter_(0, best_first, group)
-
-    apart = boxes.double()
-    span = apart.max() - apart.min() + 1
-    kept: Tensor = nms(apart + (group * span)[:, None], scores.double(), iou_threshold)
-    return kept
+    score, place = torch.where(stays, scores, 0.0).topk(min(most, scores.shape[1]), dim=1)
+    label = labels.gather(1, place)
+    return torch.cat((chosen_boxes(boxes, place), score[..., None], label[..., None].float()), dim=2)
 
 
-def rank_within(group: Tensor) -> Tensor:
-    """For each element, how many before it belong to the same group; ``[K]`` to ``[K]``."""
-    order = group.argsort(stable=True)
-    ordered = group[order]
-    place = torch.arange(len(group), device=group.device)
-    starts = torch.ones_like(ordered, dtype=torch.bool)
-    starts[1:] = ordered[1:] != ordered[:-1]
-    first = torch.where(starts, place, 0).cummax(0).values if len(group) else place
-    return torch.empty_like(place).scatter_(0, order, place - first)
+def rows_of(found: "npt.NDArray[Any]", indices: Sequence[int]) -> "list[npt.NDArray[Any]]":
+    """What `best_of` found as rows, one array ``[K, 7]`` an image: before each row its sample index."""
+    counts = (found[:, :, SCORE] > 0).sum(axis=1)
+    rows = np.empty((*found.shape[:2], 7), dtype=np.float32)
+    rows[:, :, 0] = np.asarray(indices)[:, None]
+    rows[:, :, 1:] = found
+    return [row[:count] for row, count in zip(rows, counts, strict=True)]

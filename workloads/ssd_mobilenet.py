@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
 from workloads.protocol import Size, WorkloadOptions
+from workloads.score_convolutions import ScoreConvolution
 from workloads.ssd import Architecture, SsdWorkload, Suppression
 from workloads.vision import spread
 
@@ -76,7 +77,7 @@ class Head(nn.Module):
 
     def __init__(self, channels: int, shapes: int) -> None:
         super().__init__()
-        self.classification = nn.Conv2d(channels, CLASSES * shapes, 1)
+        self.classification = ScoreConvolution(channels, CLASSES * shapes, 1)
         self.regression = nn.Conv2d(channels, 4 * shapes, 1)
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from torchvision.models.resnet import BasicBlock, resnet34
 
 from workloads.coco import CATEGORIES
 from workloads.protocol import Size, WorkloadOptions
+from workloads.score_convolutions import ScoreConvolution
 from workloads.ssd import BACKGROUND, Architecture, SsdWorkload, Suppression
 from workloads.vision import spread
 
@@ -94,8 +95,8 @@ class SsdResnet34Network(nn.Module):
                 _extra(CHANNELS[4], 128, CHANNELS[5], stride=1, padding=0),
             ]
         )
-        self.loc = nn.ModuleList(_heads(4, grid.head_stride))
-        self.conf = nn.ModuleList(_heads(CLASSES, grid.head_stride))
+        self.loc = nn.ModuleList(_heads(nn.Conv2d, 4, grid.head_stride))
+        self.conf = nn.ModuleList(_heads(ScoreConvolution, CLASSES, grid.head_stride))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = [self.model(images)]
@@ -153,9 +154,9 @@ def _extra(inside: int, middle: int, outside: int, *, stride: int, padding: int)
     )
 
 
-def _heads(values: int, stride: int) -> list[nn.Module]:
+def _heads(kind: type[nn.Conv2d], values: int, stride: int) -> list[nn.Module]:
     return [
-        nn.Conv2d(channels, shapes * values, 3, stride=stride, padding=1)
+        kind(channels, shapes * values, 3, stride=stride, padding=1)
         for channels, shapes in zip(CHANNELS, SHAPES_PER_CELL, strict=True)
     ]
 

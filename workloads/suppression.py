@@ -1,62 +1,68 @@
-"""Non-maximum suppression of many small groups at once, for GPUs.
+"""Non-maximum suppression of many groups of boxes at once.
 
-torchvision's compares every box of a batch with every other, those of other groups too: of 40 000 boxes of 8
-images in fp64 that takes several times as long as ssd-resnet34's network (H200, torch 2.11). Here a box meets the
-boxes of its own group alone.
+On a GPU it is one kernel for all groups (suppression_triton.py), which never has the host look at anything, so that
+it is captured with the network in a CUDA graph. torchvision's compares every box of a batch with every other, those
+of other groups too, and waits for the device: of 40 000 boxes of 8 images in fp64 it takes several times as long as
+ssd-resnet34's network (H200, torch 2.11).
 """
+
+from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
+from torchvision.ops import nms
 
-LARGEST_GROUP = 256
-"""Boxes; the pairs of a group are computed as one square."""
-PAIRS_AT_ONCE = 1 << 22
-"""16 MiB of fp32 for each intermediate result."""
+Suppress = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
-def suppress_groups(
-    boxes: Tensor, group: Tensor, rank: Tensor, iou_threshold: float, *, largest: int
-) -> Tensor:
+def suppressed(boxes: Tensor, first: Tensor, count: Tensor, iou_threshold: float) -> Tensor:
     """Bool [K]: which boxes stay, suppressing greedily from the best within each group.
 
     Args:
-        boxes: [K, 4], two opposite corners.
-        group: int64 [K], not negative.
-        rank: int64 [K], of each box within its group, 0 the best.
-        largest: above every rank.
+        boxes: fp32 [K, 4], two opposite corners.
+        first, count: int64 [G]; group g is the ``count[g]`` boxes from ``first[g]`` on, the best first. Boxes of no
+            group do not stay.
+        iou_threshold: of two boxes of a group that overlap by more than this, the better stays.
     """
-    which, place = torch.unique(group, return_inverse=True)
-    corners = boxes.new_zeros(len(which), largest, 4, dtype=torch.float32)
-    corners[place, rank] = boxes.float()
-    stays = torch.zeros(len(which), largest, dtype=torch.bool, device=boxes.device)
-    stays[place, rank] = True
-    at_once = max(1, PAIRS_AT_ONCE // largest**2)
-    for start in range(0, len(which), at_once):
-        part = slice(start, start + at_once)
-        stays[part] = _greedy(_overlaps(corners[part], iou_threshold), stays[part])
-
-    return stays[place, rank]
+    kernel = in_one_kernel() if boxes.is_cuda else None
+    return (kernel or by_torchvision)(boxes, first, count, iou_threshold)
 
 
-def _overlaps(boxes: Tensor, iou_threshold: float) -> Tensor:
-    """[G, n, 4] → bool [G, n, n]: whether the box of the row, a better one, overlaps that of the column."""
-    low, high = boxes[:, :, None], boxes[:, None]
-    side = (torch.minimum(low[..., 2:], high[..., 2:]) - torch.maximum(low[..., :2], high[..., :2])).clamp_(0)
-    common = side[..., 0] * side[..., 1]
-    area = (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
-    return (common / (area[:, :, None] + area[:, None] - common) > iou_threshold).triu_(diagonal=1)
+def by_torchvision(boxes: Tensor, first: Tensor, count: Tensor, iou_threshold: float) -> Tensor:
+    """The same, by `torchvision.ops.nms`: the host waits for the device.
 
-
-def _greedy(overlaps: Tensor, there: Tensor) -> Tensor:
-    """A box stays if no better one that stays overlaps it: found from the best on, all groups at once.
-
-    Each round settles at least one more box of each group, so it ends, with what suppressing one by one gives;
-    chains of boxes that depend on each other are short, so it ends soon.
+    Groups are moved apart, as torchvision's batched_nms does; in fp64, because fp32 has no digits left for a box of
+    0.02 beside an offset of a thousand.
     """
-    stays = there
-    while True:
-        again = there & ~(overlaps & stays[:, :, None]).any(dim=1)
-        if torch.equal(again, stays):
-            return stays
+    group = torch.arange(len(count), device=boxes.device).repeat_interleave(count)
+    rank = torch.arange(len(group), device=boxes.device) - (count.cumsum(0) - count)[group]
+    place = first[group] + rank
+    stays = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    if not len(place):
+        return stays
 
-        stays = again
+    apart = boxes[place].double()
+    span = apart.max() - apart.min() + 1
+    kept = nms(apart + (group * span)[:, None], -rank.double(), iou_threshold)
+    stays[place[kept]] = True
+    return stays
+
+
+@cache
+def in_one_kernel() -> Suppress | None:
+    """As `suppressed`, by Triton; None where Triton, or what it compiles with, is missing or fails."""
+    try:
+        from workloads.suppression_triton import FAILURES, suppress
+    except ImportError:
+        return None
+
+    alone = torch.zeros(1, dtype=torch.int64, device="cuda")
+    try:
+        suppress(torch.zeros(1, 4, device="cuda"), alone, alone + 1, 0.5)
+    except torch.OutOfMemoryError:
+        raise
+    except FAILURES:
+        return None
+
+    return suppress

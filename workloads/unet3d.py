@@ -19,7 +19,7 @@ from workloads.labelled import Labelled
 from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadOptions
 from workloads.unet3d_network import CLASSES, FILTERS, Network
-from workloads.weights import load_weights, seeded
+from workloads.weights import load_weights, seeded, told_random
 
 WINDOW: dict[Size, int] = {"full": 128, "small": 32}
 """Voxels a side; windows overlap by half, as in MLPerf's reference."""
@@ -127,7 +127,7 @@ class Unet3d:
         inputs = self._make_volumes() if options.data is None else self._find_volumes(options.data)
         engine = self._make_engine()
         self.notes = [
-            f"weights: {options.weights}" if options.weights else f"weights: random, seed {options.seed}",
+            f"weights: {options.weights}" if options.weights else told_random(options),
             *inputs,
             *engine,
             f"windows: {self._side}³ with overlap 0.5, {self._windows} a forward pass",
@@ -157,8 +157,10 @@ class Unet3d:
         # Every volume is contiguous in one flat pool, so that 43 of them cost the memory of the largest.
         length = max(prod(shape) for shape in cases) + OFFSETS
         period = rng.standard_normal(min(length, NOISE_PERIOD), dtype=np.float32)
-        noise = torch.from_numpy(np.resize(period, length))
-        self._noise = noise.pin_memory() if self._options.device == "cuda" else noise
+        self._noise = torch.empty(length, pin_memory=self._options.device == "cuda")
+        for part in torch.split(self._noise, len(period)):
+            part.copy_(torch.from_numpy(period[: len(part)]))
+
         voxels = [prod(shape) for shape in self._shapes]
         return [
             f"inputs: synthetic, seed {self._options.seed}: {SAMPLES} volumes of {min(voxels) / 1e6:.2f} to "
@@ -194,11 +196,6 @@ class Unet3d:
         return [
             self._classes(self._volume(index), self._windows, self._run).cpu().numpy() for index in indices
         ]
-
-    def bare(self, indices: Sequence[int]) -> Callable[[], object]:
-        """What computes a batch of these samples that stays on the device, for speed measurements."""
-        volumes = [self._volume(index) for index in indices]
-        return lambda: [self._classes(volume, self._windows, self._run) for volume in volumes]
 
     def reference(self, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
         """The same in fp32, eager, one window at a time."""
@@ -237,7 +234,7 @@ class Unet3d:
 
     def _build(self, dtype: torch.dtype) -> Network:
         options = self._options
-        with seeded(options.seed):
+        with seeded(options.seed, options.device):
             network = build(options.size)
 
         if options.weights is not None:

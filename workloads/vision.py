@@ -7,17 +7,21 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torchvision.ops import MLP
 
-from workloads.engine import AtHand, Eager, Graphs, HostCopies, chosen, compiled, engine_for
+from workloads.engine import AtHand, Eager, Graphs, HostCopies, OnItsWay, chosen, compiled, engine_for
 from workloads.fused import fused, runs
 from workloads.labelled import Labelled
 from workloads.pipeline import Pending
-from workloads.precision import compute_dtype
+from workloads.precision import compute_dtype, is_exact
 from workloads.protocol import WorkloadOptions
+from workloads.quantised import form_of, quantise, told
 from workloads.samples import SampleStore, SyntheticImages
-from workloads.weights import load_weights, seeded
+from workloads.weights import load_weights, seeded, told_random
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from workloads.protocol import Outputs
 
 RELU_GAIN = math.sqrt(2 / (1 - 1 / math.pi))
@@ -32,8 +36,6 @@ class ImageWorkload:
     """A Workload (protocol.py) over square RGB images of ``side``; a subclass brings network and answers."""
 
     total_sample_count: int
-    reduces = False
-    """Whether ``reduced`` gives all that the host needs, one row a sample: then batches can be in flight."""
 
     def __init__(self, name: str, options: WorkloadOptions, *, side: int, images_in_data_set: int) -> None:
         self.name = name
@@ -48,24 +50,25 @@ class ImageWorkload:
         self._samples: SampleStore | None = None
         self.engine: Eager | Graphs | None = None
         """Runs the network on the batch in its buffers; None before ``load``."""
-        self.depth = 2 if options.device == "cuda" and self.reduces else 1
+        self.depth = 2 if options.device == "cuda" else 1
         """Batches in flight (pipeline.py)."""
         self._copies = HostCopies(self.depth)
 
     def build(self) -> nn.Module:
-        """The network with random weights, drawn from torch's generator, on the CPU in fp32."""
+        """The network with random weights, drawn from torch's generator, in fp32, where torch makes tensors."""
         raise NotImplementedError
 
     def renamed_weights(self) -> Mapping[str, str]:
         """Pieces of names as older checkpoints have them → the network's."""
         return {}
 
-    def reduced(self, raw: Any) -> Any:
-        """What of the network's output the host needs; runs on the device, in shapes that the batch size sets."""
-        return raw
+    def reduced(self, raw: Any) -> Tensor:
+        """What of the network's output the host needs, a row a sample; runs on the device, and where that is a GPU in
+        shapes that the batch size sets, so that it is captured with the network."""
+        raise NotImplementedError
 
-    def answer(self, raw: Any, indices: Sequence[int]) -> "Outputs":
-        """What ``reduced`` gave for these samples, as the outputs that LoadGen logs."""
+    def answer(self, found: "npt.NDArray[Any]", indices: Sequence[int]) -> "Outputs":
+        """What ``reduced`` gave for these samples, on the host, as the outputs that LoadGen logs."""
         raise NotImplementedError
 
     def images(self) -> Callable[[int, Tensor], object]:
@@ -97,7 +100,7 @@ class ImageWorkload:
         self._network, self._exact = self._made_ready(dtype)
         self.engine = engine_for(self._forward, options, self.notes)
         if options.weights is None:
-            self.notes.append(f"weights: random, seed {options.seed}; the answers mean nothing")
+            self.notes.append(f"{told_random(options)}; the answers mean nothing")
         else:
             self.notes.append(f"weights: {options.weights}")
 
@@ -111,7 +114,7 @@ class ImageWorkload:
         assert self.engine is not None, "load() first"
         with torch.inference_mode():
             self._store().gather(indices)
-            return self.answer(self.engine.run(len(indices)), indices)
+            return self.answer(self.engine.run(len(indices)).cpu().numpy(), indices)
 
     def begin(self, indices: Sequence[int]) -> Pending:
         """Begin a batch (pipeline.py)."""
@@ -121,7 +124,9 @@ class ImageWorkload:
 
         with torch.inference_mode():
             self._store().gather(indices)
-            return self._copies.fetch(self.engine.run(len(indices)), self.options.batch_size)
+            found = self._copies.fetch(self.engine.run(len(indices)), self.options.batch_size)
+
+        return Answering(found, partial(self.answer, indices=indices))
 
     def bare(self, indices: Sequence[int]) -> Callable[[], object]:
         """What computes a batch of these samples that stays on the device: the engine without copies, for speed
@@ -140,7 +145,7 @@ class ImageWorkload:
         with torch.inference_mode():
             for index in indices:
                 image = self._store().gather([index]).float().permute(0, 3, 1, 2)
-                answers.extend(self.answer(self.reduced(self._exact(image)), [index]))
+                answers.extend(self.answer(self.reduced(self._exact(image)).cpu().numpy(), [index]))
 
         return answers
 
@@ -152,22 +157,28 @@ class ImageWorkload:
 
     def _made_ready(self, dtype: torch.dtype) -> tuple[nn.Module, nn.Module | None]:
         """The network as its engine runs it, and in plain fp32 if that is at hand."""
-        options = self.options
-        if dtype is not torch.float32 and options.device == "cuda" and chosen(options) == "graph":
+        options, form = self.options, form_of(self.options)
+        in_16_bits = dtype is not torch.float32 and form is None
+        if in_16_bits and options.device == "cuda" and chosen(options) == "graph":
             torch.backends.cudnn.benchmark = True  # few shapes, each met before the test
             exact = self._placed(torch.float32)
             whole = fused(exact)  # folded in fp32, then rounded once
             whole.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-            if runs(whole, self._store().batch(1).permute(0, 3, 1, 2)):
+            # A whole batch: what cuDNN chooses for it is chosen once.
+            if runs(whole, self._store().batch(options.batch_size).permute(0, 3, 1, 2)):
                 self.notes.append(FUSED)
                 return whole, exact
 
         plain = self._placed(dtype)
-        return compiled(plain, options), plain if dtype is torch.float32 else None
+        if form is not None:  # attention reads its layers' weights: they stay as they are
+            parts = [part for part in plain.modules() if isinstance(part, MLP)]
+            self.notes.append(told(sum(quantise(part, form) for part in parts), form))
+
+        return compiled(plain, options), plain if is_exact(options) else None
 
     def _placed(self, dtype: torch.dtype) -> nn.Module:
         """The network with its weights, on the device, ready for inference."""
-        with seeded(self.options.seed):
+        with seeded(self.options.seed, self.options.device):
             network = self.build()
 
         if self.options.weights is not None:
@@ -179,6 +190,19 @@ class ImageWorkload:
     def _store(self) -> SampleStore:
         assert self._samples is not None, "load() first"
         return self._samples
+
+
+class Answering:
+    """A batch whose rows are on their way to the host; a Pending (pipeline.py)."""
+
+    def __init__(self, found: OnItsWay, answer: "Callable[[npt.NDArray[Any]], Outputs]") -> None:
+        self._found = found
+        self._answer = answer
+        self.done = found.done
+
+    def result(self) -> "Outputs":
+        """Wait for the rows, and make answers of them."""
+        return self._answer(self._found.result())
 
 
 def spread(network: nn.Module) -> None:

@@ -1,11 +1,20 @@
 """A derating on a terminal; fits 80 columns."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
+from statistics import fmean
+
 from rich.console import Console
 from rich.table import Table
 
+from scheduler.derate import keys
 from scheduler.derating import Derating, Ratio
+from scheduler.report.series_view import FinishedRun, Step
 from scheduler.report.text import plain, show_finding
+from scheduler.result import Metric
 
+LAST_SHOWN = 8
+"""Pairs, while more of them are measured."""
 _COLOUR = {"difference": "yellow", "no difference found": "green", "too noisy to tell": "magenta"}
 
 
@@ -32,6 +41,39 @@ def show(found: Derating, console: Console) -> None:
 
     for finding in found.findings:
         show_finding(finding, console)
+
+
+def step(key: str, repeats: int, finished: FinishedRun) -> Step:
+    """Before the run of that key: which it is, the last pairs so far, and how long the rest takes."""
+    order = [each for number in range(1, repeats + 1) for each in keys(number)]
+    done = [finished(each) for each in order]
+    at = order.index(key)
+    lasted_s = [each[1] for each in done if each is not None]
+    return Step(
+        number=at + 1,
+        runs=len(order),
+        words=f"pair {at // 2 + 1} of {repeats}, main {'in company' if at % 2 else 'alone'}",
+        left_s=fmean(lasted_s) * (len(order) - at) if lasted_s else None,
+        so_far=_pairs([None if each is None else each[0].main.metric for each in done[:at]]) if at else None,
+    )
+
+
+def _pairs(metrics: Sequence[Metric | None]) -> Table:
+    """The last pairs of what was measured alone, in company, alone, …"""
+    unit = next((one.unit for one in metrics if one is not None), "")
+    table = Table(box=None, pad_edge=False)
+    for column in ("pair", f"alone {unit}", f"company {unit}", "ratio"):
+        table.add_column(column, justify="right", no_wrap=True)
+
+    for number, (alone, company) in list(enumerate(zip_longest(metrics[::2], metrics[1::2]), 1))[
+        -LAST_SHOWN:
+    ]:
+        ratio = f"{company.value / alone.value:.3f}" if alone and company and alone.value else ""
+        table.add_row(
+            str(number), *("" if one is None else plain(one.value) for one in (alone, company)), ratio
+        )
+
+    return table
 
 
 def _table(found: Derating) -> Table:

@@ -116,6 +116,14 @@ def svg_of(figure: "Figure") -> str:
     return fit_for_a_page(content.getvalue())
 
 
+def picture_of(figure: "Figure", suffix: str) -> bytes:
+    """A figure as the content of a file of its own, by the file's suffix: ``.svg`` or ``.png``."""
+    content = io.BytesIO()
+    metadata = {"Date": None} if suffix == ".svg" else None
+    figure.savefig(content, format=suffix.removeprefix("."), dpi=150, metadata=metadata)
+    return content.getvalue()
+
+
 def fit_for_a_page(svg: str) -> str:
     """An ``svg`` element alone, as wide as the page lets it be, in the page's colours and fonts."""
     svg = svg[svg.index("<svg") :]

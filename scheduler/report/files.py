@@ -1,11 +1,11 @@
-"""Reports and traces as files: what was read in, what is shown out."""
+"""Reports and traces as files, each there whole or not at all: what was read in, what is shown out."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from scheduler.errors import SpecError
-from scheduler.record import disk_errors
+from scheduler.record import disk_errors, write_whole
 from scheduler.report import markdown, page, series_report, trace
 from scheduler.report.document import Document
 from scheduler.report.run_report import report_on, report_on_trials
@@ -33,9 +33,9 @@ def write_report(folders: Sequence[Path], output: Path | None) -> tuple[Path, Pa
     beside = html.with_suffix(".md")
     with disk_errors(html.parent):
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(page.render(document), encoding="utf-8")
-        beside.write_text(markdown.render(document), encoding="utf-8")
 
+    write_whole(html, page.render(document).encode())
+    write_whole(beside, markdown.render(document).encode())
     return html, beside
 
 
@@ -75,6 +75,6 @@ def write_trace(folder: Path, output: Path) -> Path:
     content = json.dumps(trace.trace_of(load(folder)))
     with disk_errors(output.parent):
         output.parent.mkdir(parents=True, exist_ok=True)
-        output.write_text(content, encoding="utf-8")
 
+    write_whole(output, content.encode())
     return output.absolute()

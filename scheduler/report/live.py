@@ -31,6 +31,15 @@ def live_on(console: Console, render: Callable[[], RenderableType], *, plain: bo
     return Live(get_renderable=render, console=console, refresh_per_second=REFRESH_HZ, transient=True)
 
 
+def about(seconds: float) -> str:
+    """A time to come, as precise as such an estimate is."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.{int(seconds < 10 * size)}f} {unit}"
+
+    return f"about {seconds:.0f} s"
+
+
 class RecentRate:
     """How fast a count grows: the mean over about ``RATE_OVER_S``."""
 
@@ -48,10 +57,21 @@ class RecentRate:
 
 
 class LiveView:
-    """Shows a run's events as they are handled; a ``with`` around the run."""
+    """Shows a run's events as they are handled; a ``with`` around the run.
+
+    Args:
+        within: another display shows ``render``; nothing is shown by this one.
+    """
 
     def __init__(
-        self, plan: Plan, folder: RunFolder, clock: Clock, console: Console, *, plain: bool = False
+        self,
+        plan: Plan,
+        folder: RunFolder,
+        clock: Clock,
+        console: Console,
+        *,
+        plain: bool = False,
+        within: bool = False,
     ) -> None:
         self._plan = plan
         self._folder = folder
@@ -62,7 +82,8 @@ class LiveView:
         self._phase_began = 0.0
         self._main_began: float | None = None
         self._rates = {one.name: RecentRate() for one in plan.all}
-        self._live = live_on(console, self._render, plain=plain)
+        self._live = None if within else live_on(console, self.render, plain=plain)
+        self._in_lines = self._live is None and not within
 
     def __enter__(self) -> "LiveView":
         if self._live is not None:
@@ -85,15 +106,15 @@ class LiveView:
         if isinstance(what, events.Issuing) and what.name == self._plan.main.name:
             self._main_began = what.first_issue_at
 
-        if self._live is None and isinstance(what, Event):  # what happened, before what follows from it
+        if self._in_lines and isinstance(what, Event):  # what happened, before what follows from it
             self._say(now, what)
 
         if story.phase is not self._phase:
             self._phase, self._phase_began = story.phase, now
-            if self._live is None:
+            if self._in_lines:
                 self._line(now, f"{story.phase.value}{_left(story, now)}")
 
-        if self._live is None and isinstance(what, Action):
+        if self._in_lines and isinstance(what, Action):
             self._say(now, what)
 
         self._story = story
@@ -129,7 +150,8 @@ class LiveView:
 
     # ------------------------------------------------------------------ the live table
 
-    def _render(self) -> Group:
+    def render(self) -> Group:
+        """Each benchmark's stage and rate, and how far the phase is."""
         now = self._clock.now()
         table = Table(box=None, pad_edge=False)
         for column in ("slice", "benchmark", "stage"):

@@ -1,7 +1,8 @@
 """A matrix on a terminal, as CSV and as a picture."""
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,10 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from scheduler import pairs
 from scheduler.assignment import Plan
 from scheduler.matrix import Progress
-from scheduler.pairs import Alone, Cell, MatrixResult, PairRun
-from scheduler.record import disk_errors
+from scheduler.pairs import Alone, Cell, MatrixResult, PairResult, PairRun
+from scheduler.record import write_whole
+from scheduler.report.drawing import picture_of
+from scheduler.report.live import about
+from scheduler.report.series_view import FinishedRun
 from scheduler.report.text import Terminal
 
 if TYPE_CHECKING:
@@ -30,11 +35,8 @@ SHORT = {"INVALID": "INVALID", "could not run": "failed"}
 
 
 def for_single_runs(console: Console, *, every_event: bool) -> Console:
-    """Where the matrix's runs are shown one by one: not at all where nobody sees them move, unless asked for."""
-    if console.is_terminal or every_event:
-        return console
-
-    return Terminal(quiet=True)
+    """Where the matrix's runs are told line by line: nowhere, unless it is asked for."""
+    return console if every_event else Terminal(quiet=True)
 
 
 def show_plan(runs: Sequence[PairRun], plans: Sequence[Plan], console: Console) -> None:
@@ -56,20 +58,12 @@ def show_plan(runs: Sequence[PairRun], plans: Sequence[Plan], console: Console) 
 
 def show_progress(progress: Progress, console: Console) -> None:
     """Which run comes now, and how long the rest takes."""
-    left = "" if progress.left_s is None else f"; {_about(progress.left_s)} left"
+    left = "" if progress.left_s is None else f"; {about(progress.left_s)} left"
     console.print(
         f"[{progress.number:>{len(str(progress.runs))}}/{progress.runs}] {progress.run.words}{left}",
         markup=False,
         highlight=False,
     )
-
-
-def _about(seconds: float) -> str:
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"about {seconds / size:.{int(seconds < 10 * size)}f} {unit}"
-
-    return f"about {seconds:.0f} s"
 
 
 # --- on a terminal ----------------------------------------------------------------------------------
@@ -92,7 +86,9 @@ def show(result: MatrixResult, console: Console) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    console.print(_heat_map(result, console.width))
+    span = _span(result.cells)
+    cells = {(cell.main, cell.background): _shown(cell, span) for cell in result.cells}
+    console.print(_heat_map(result.workloads, cells, console.width))
     console.print(
         f"  ≈ within the noise floor: {result.confidence:.0%} of main's runs alone are ({result.repeats} baselines)",
         highlight=False,
@@ -106,8 +102,29 @@ def show(result: MatrixResult, console: Console) -> None:
         console.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _heat_map(result: MatrixResult, width: int) -> Table:
-    names = result.workloads
+def so_far(
+    workloads: Sequence[str], repeats: int, before: int, finished: FinishedRun, width: int
+) -> Table | None:
+    """The heat map of the runs before that one of the order, from 1; None where so many columns are too narrow."""
+    if 2 + max(map(len, workloads)) + len(workloads) * (ROOM + 1) + 2 > width:
+        return None
+
+    runs = pairs.order(workloads, repeats)
+    found: dict[PairRun, PairResult] = {}
+    for run in runs:
+        done = finished(run.key)
+        folder = f"runs/{run.key}"
+        found[run] = pairs.pair_result(run, done[0], folder) if done else pairs.not_run(run, "", folder)
+
+    to_come = [run for run in runs[before - 1 :] if finished(run.key) is None]
+    cells = pairs.cells_of(workloads, pairs.baselines_of(workloads, found), found)
+    span = _span(cells)
+    shown = {(cell.main, cell.background): _shown(cell, span) for cell in cells}
+    shown |= {(run.main, run.background): Text("·") for run in to_come if run.background is not None}
+    return _heat_map(workloads, shown, width)
+
+
+def _heat_map(names: Sequence[str], cells: Mapping[tuple[str, str], Text], width: int) -> Table:
     heads = list(names)
     if 2 + max(map(len, names)) + sum(max(len(name), ROOM) + 1 for name in names) > width:
         heads = [chr(ord("a") + at % 26) for at in range(len(names))]
@@ -118,9 +135,8 @@ def _heat_map(result: MatrixResult, width: int) -> Table:
     for head in heads:
         table.add_column(head, justify="right", no_wrap=True, min_width=ROOM)
 
-    span = _span(result)
     for row, main in zip(rows, names, strict=True):
-        table.add_row(row, *(_shown(result.cell(main, background), span) for background in names))
+        table.add_row(row, *(cells[main, background] for background in names))
 
     return table
 
@@ -147,9 +163,9 @@ def _shade(derating: float, span: float) -> str:
     return ",".join(str(round(40 + part * (part_of - 40))) for part_of in end)
 
 
-def _span(result: MatrixResult) -> float:
+def _span(cells: Sequence[Cell]) -> float:
     """How far the colours reach from 1, both ways."""
-    return max([LEAST_SPAN, *(abs(cell.derating - 1) for cell in result.cells if cell.derating is not None)])
+    return max([LEAST_SPAN, *(abs(cell.derating - 1) for cell in cells if cell.derating is not None)])
 
 
 def _baselines(result: MatrixResult) -> Table:
@@ -205,27 +221,28 @@ def write_files(result: MatrixResult, folder: Path) -> None:
     Raises:
         DiskFull, RecordError: they cannot be written.
     """
-    with disk_errors(folder):
-        write_csv(result, folder / "matrix.csv")
-        draw(result, (folder / "matrix.svg", folder / "matrix.png"))
+    write_csv(result, folder / "matrix.csv")
+    draw(result, (folder / "matrix.svg", folder / "matrix.png"))
 
 
 def write_csv(result: MatrixResult, path: Path) -> None:
     """A line a cell; what was not measured is empty."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        lines = csv.writer(file)
-        lines.writerow(
-            ["main", "background", "outcome", "derating", "within_noise", "samples_per_s", "baseline_samples_per_s",
-             "noise_floor", "background_samples_per_s", "run"]
-        )  # fmt: skip
-        for cell in result.cells:
-            baseline = result.baseline(cell.main)
-            values: list[Any] = [
-                cell.main, cell.background, cell.run.outcome, cell.derating, cell.within_noise,
-                cell.run.samples_per_s, baseline.samples_per_s, baseline.noise_floor,
-                cell.run.background_samples_per_s, cell.run.run,
-            ]  # fmt: skip
-            lines.writerow(["" if value is None else value for value in values])
+    text = io.StringIO(newline="")
+    lines = csv.writer(text)
+    lines.writerow(
+        ["main", "background", "outcome", "derating", "within_noise", "samples_per_s", "baseline_samples_per_s",
+         "noise_floor", "background_samples_per_s", "run"]
+    )  # fmt: skip
+    for cell in result.cells:
+        baseline = result.baseline(cell.main)
+        values: list[Any] = [
+            cell.main, cell.background, cell.run.outcome, cell.derating, cell.within_noise,
+            cell.run.samples_per_s, baseline.samples_per_s, baseline.noise_floor,
+            cell.run.background_samples_per_s, cell.run.run,
+        ]  # fmt: skip
+        lines.writerow(["" if value is None else value for value in values])
+
+    write_whole(path, text.getvalue().encode())
 
 
 def draw(result: MatrixResult, paths: Sequence[Path]) -> None:
@@ -251,7 +268,7 @@ def draw(result: MatrixResult, paths: Sequence[Path]) -> None:
             fontsize=9,
         )
         for path in paths:
-            figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+            write_whole(path, picture_of(figure, path.suffix))
 
 
 def _coloured_as(cell: Cell) -> float:
@@ -266,7 +283,7 @@ def _draw_cells(result: MatrixResult, axes: "Axes") -> None:
     from matplotlib.patches import Rectangle
 
     names = result.workloads
-    span = _span(result)
+    span = _span(result.cells)
     colours = [[_coloured_as(result.cell(main, background)) for background in names] for main in names]
     image = axes.imshow(colours, cmap=PICTURE_COLOURS, vmin=1 - span, vmax=1 + span, aspect="auto")
     for at, main in enumerate(names):

@@ -18,6 +18,8 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocat
 
 from scheduler.profile import latencies
 from scheduler.profile_row import Row
+from scheduler.record import write_whole
+from scheduler.report.drawing import picture_of
 
 PANELS_ACROSS = 3
 PANEL_INCHES = (4.4, 3.3)
@@ -85,7 +87,7 @@ def draw(folder: Path, rows: Sequence[Row]) -> list[Path]:
     with mpl.rc_context(STYLE):
         for name, figure in figures(folder, rows):
             for path in (place / f"{name}.svg", place / f"{name}.png"):
-                figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
+                write_whole(path, picture_of(figure, path.suffix))
                 written.append(path)
 
     return written

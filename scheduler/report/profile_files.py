@@ -1,6 +1,7 @@
 """A profile's table as files: CSV, JSON, and Parquet where pyarrow is there."""
 
 import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from scheduler.profile_row import Row
+from scheduler.record import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,17 +28,21 @@ def frame(rows: Sequence[Row]) -> "pd.DataFrame":
 
 
 def write(folder: Path, rows: Sequence[Row]) -> list[Path]:
-    """``profile.csv``, ``profile.json``, ``profile.parquet`` (where pyarrow is installed) in that folder."""
-    paths = [folder / "profile.csv", folder / "profile.json"]
-    with paths[0].open("w", encoding="utf-8", newline="") as file:
-        table = csv.DictWriter(file, list(Row.model_fields))
-        table.writeheader()
-        table.writerows(_flat(row) for row in rows)
+    """``profile.csv``, ``profile.json``, ``profile.parquet`` (where pyarrow is installed) in that folder.
 
-    paths[1].write_text(json.dumps([row.model_dump() for row in rows], indent=2) + "\n", encoding="utf-8")
+    Raises:
+        DiskFull, RecordError: they cannot be written.
+    """
+    paths = [folder / "profile.csv", folder / "profile.json"]
+    lines = io.StringIO(newline="")
+    table = csv.DictWriter(lines, list(Row.model_fields))
+    table.writeheader()
+    table.writerows(_flat(row) for row in rows)
+    write_whole(paths[0], lines.getvalue().encode())
+    write_whole(paths[1], json.dumps([row.model_dump() for row in rows], indent=2).encode() + b"\n")
     if find_spec("pyarrow") is not None:
         paths.append(folder / "profile.parquet")
-        frame(rows).to_parquet(paths[2], engine="pyarrow", index=False)
+        write_whole(paths[2], frame(rows).to_parquet(None, engine="pyarrow", index=False))
 
     return paths
 

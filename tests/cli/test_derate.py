@@ -73,6 +73,13 @@ def test_more_repeats_go_on_in_the_same_folder(folder: Path):
     assert answer.ratios[0].interval is not None
 
 
+def test_validate_judges_each_run_of_a_series(folder: Path):
+    done = call("validate", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "01-baseline: VALID\n01-hetero: VALID\n" in done.stdout
+    assert "01-hetero.cut-1: cut short, not judged" in done.stderr
+
+
 def test_another_question_is_refused_in_that_folder(folder: Path):
     done = call(*ASKED, "--seed", "7", "--output", str(folder))
     assert done.returncode == 2

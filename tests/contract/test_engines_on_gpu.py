@@ -1,5 +1,6 @@
 """Engines on a real GPU: what a captured graph answers is what the eager network answers."""
 
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
@@ -7,13 +8,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from workloads import llama_decoding
 from workloads.bert import Bert
 from workloads.catalog import build
 from workloads.dlrm import Dlrm
+from workloads.dlrm_gpu import interact
 from workloads.engine import Eager, Graphs, engine_for
 from workloads.pipeline import Pipelined
 from workloads.protocol import EngineName, WorkloadError, WorkloadOptions
-from workloads.ssd import suppress
+from workloads.suppression import by_torchvision, in_one_kernel
 from workloads.vision import ImageWorkload
 
 pytestmark = pytest.mark.gpu
@@ -106,6 +109,44 @@ def test_coalesced_dlrm_rates_as_the_reference_does():
     for rated, expected in zip(found, dlrm.reference(range(16)), strict=True):
         assert np.allclose(rated, expected, atol=5e-3)
 
+    assert dlrm._coalesced is not None
+    handed = dlrm._coalesced.begin([dlrm._samples[index] for index in range(16, 21)])  # as recorded ones are
+    for rated, expected in zip(handed.result(), dlrm.reference(range(16, 21)), strict=True):
+        assert np.allclose(rated, expected, atol=5e-3)
+
+
+def test_batches_of_dlrm_in_flight_do_not_meet():
+    """Each is brought while the one before it is computed."""
+    dlrm = Dlrm("dlrm", OPTIONS)
+    dlrm.load()
+    expected = [dlrm.predict(range(at, at + 8)) for at in range(0, 64, 8)]
+    pending, found = [], []
+    for at in range(0, 64, 8):
+        if len(pending) == dlrm.depth:
+            found.append([rated.copy() for rated in pending.pop(0).result()])
+
+        pending.append(dlrm.begin(range(at, at + 8)))
+
+    found += [list(one.result()) for one in pending]
+    for some, others in zip(found, expected, strict=True):
+        assert np.allclose(np.concatenate(some), np.concatenate(others), atol=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("pairs", [1, 270, 4099])
+def test_dlrms_kernel_interacts_as_torch_does(dtype: torch.dtype, pairs: int):
+    kernel = pytest.importorskip("workloads.dlrm_triton")
+    rows = 2**31 // 128 + 1_000  # beyond 32 bits of offset
+    tables = torch.empty(rows, 128, dtype=dtype, device="cuda").uniform_(-0.1, 0.1)
+    x = torch.rand(pairs, 128, device="cuda").to(dtype) / 8
+    chosen = torch.randint(rows, (pairs, 26), device="cuda", dtype=torch.int32)
+    chosen[-1, :3] = torch.tensor([0, rows - 1, 0])
+    exact = interact(x, tables, chosen, 480).float()
+    for tile in (kernel.TILE, (1, 1, 1), (8, 3, 1), (8, 2, 2)):
+        found = kernel.interact(x, tables, chosen, 480, tile)
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-4)
+
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_the_decoders_graph_transcribes_as_launching_its_steps_does(count: int):
@@ -124,17 +165,50 @@ def test_the_decoders_graph_transcribes_as_launching_its_steps_does(count: int):
     assert np.mean(alike) >= 0.8  # products of other shapes round otherwise, and a tie may fall the other way
 
 
+@pytest.mark.parametrize("engine", ["graph", "eager"])
+@pytest.mark.parametrize("name", ["ssd-mobilenet", "ssd-resnet34", "retinanet"])
+def test_detections_in_flight_are_those_of_one_batch_after_another(name: str, engine: EngineName):
+    """In their order, each answer its own sample's; a last batch that is not full among them."""
+    workload = build(name, replace(OPTIONS, engine=engine, batch_size=4))
+    workload.load()
+    workload.load_samples(range(18))
+    assert f"engine: {engine}" in "; ".join(workload.notes)
+    assert in_one_kernel() is not None
+    assert isinstance(workload, Pipelined)
+    batches = [range(at, min(at + 4, 18)) for at in range(0, 18, 4)]
+    expected = [rows for batch in batches for rows in workload.predict(batch)]
+    pending, found = deque(), []
+    for batch in batches:
+        if len(pending) == workload.depth:
+            found += pending.popleft().result()
+
+        pending.append(workload.begin(batch))
+
+    for one in pending:
+        found += one.result()
+
+    assert sum(map(len, found)) > 18
+    for index, (rows, wanted) in enumerate(zip(found, expected, strict=True)):
+        assert set(rows[:, 0]) <= {float(index)}
+        assert np.array_equal(rows, wanted)
+
+
 def test_suppression_on_the_gpu_keeps_what_it_does_on_the_cpu():
+    """Groups of several tiles among them."""
+    kernel = in_one_kernel()
+    assert kernel is not None
     generator = torch.Generator().manual_seed(1)
     corner, size = (torch.rand(3000, 2, generator=generator) for _ in range(2))
-    boxes, group = torch.cat((corner, corner + size), dim=1), torch.randint(40, (3000,), generator=generator)
-    scores = torch.rand(3000, generator=generator)
-    on_cpu = suppress(boxes, scores, group, 0.5)
-    assert torch.equal(suppress(boxes.cuda(), scores.cuda(), group.cuda(), 0.5).cpu(), on_cpu)
+    boxes, count = torch.cat((corner, corner + size), dim=1), torch.tensor([900, 0, 1, 256, 257, 40] * 2)
+    first = count.cumsum(0) - count
+    on_gpu = kernel(boxes.cuda(), first.cuda(), count.cuda(), 0.5).cpu()
+    assert torch.equal(on_gpu, by_torchvision(boxes, first, count, 0.5))
 
 
-def test_texts_decoded_by_a_graph_are_those_decoded_eagerly():
-    """Batches that do not fill a graph's rows among them, and one that comes back after another size."""
+def test_texts_decoded_by_a_graph_are_those_decoded_eagerly(monkeypatch: pytest.MonkeyPatch):
+    """Batches that do not fill a graph's rows among them, and one that comes back after another size; several graphs,
+    by how far the cache is read."""
+    monkeypatch.setattr(llama_decoding, "READ_MULTIPLE", 8)
     texts = {}
     for engine in ("graph", "eager"):
         workload = build("llama", replace(OPTIONS, engine=engine, precision="fp32"))

@@ -6,22 +6,31 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workloads.calibration import (
+    MOST_HALVINGS,
     MOST_TRIALS,
     ROOM,
-    BatchTime,
     Calibration,
     RunTrial,
     best_batch,
     calibrate,
+    has_new,
+    told,
+    way,
 )
+from workloads.kept_times import Earlier
 from workloads.null import Null
 from workloads.protocol import LoadgenSettings, Scenario, WorkloadOptions
 from workloads.sizing import MAX_SAMPLES_PER_TEST, bounded, fit, was_through_early
+from workloads.stopwatch import BatchTime, Stopwatch
 from workloads.sut import Batches, Library, Nobody
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from workloads.protocol import Outputs
 
 MS = 10**6
@@ -46,11 +55,17 @@ OPTIONS = WorkloadOptions(
 )
 
 
-def calibrated(settings: LoadgenSettings, run_trial: RunTrial) -> Calibration:
+def calibrated(settings: LoadgenSettings, run_trial: RunTrial, earlier: Earlier | None = None) -> Calibration:
     workload = Null("null", OPTIONS)
     library = Library(workload)
     library.load_any(64, 1)
-    return calibrate(workload, library, settings, OPTIONS.batch_size, run_trial)
+    return calibrate(workload, library, settings, OPTIONS.batch_size, run_trial, earlier=earlier)
+
+
+def before(*sizes: int, target_qps: float | None, fastest_ns: int = 1) -> Earlier:
+    """An earlier calibration whose batches took all times from ``fastest_ns`` to two seconds."""
+    times = [BatchTime(size, 9 * 10**8, 9 * 10**8, 3, fastest_ns, 2 * 10**9) for size in sizes]
+    return Earlier(measured_utc="2026-11-01T00:00:00Z", batch_times=tuple(times), target_qps=target_qps)
 
 
 def slice_that_holds(capacity_qps: float, floor_ns: int = 2 * MS) -> RunTrial:
@@ -70,11 +85,18 @@ def slice_that_holds(capacity_qps: float, floor_ns: int = 2 * MS) -> RunTrial:
 
 def test_server_goes_down_until_the_limit_is_held_with_room() -> None:
     found = calibrated(SERVER, slice_that_holds(80_000))
-    assert [trial.held for trial in found.trials] == [False] * (len(found.trials) - 1) + [True]
-    last = found.trials[-1]
-    assert last.latency_ns is not None
-    assert last.latency_ns <= ROOM * 15 * MS
-    assert found.target_qps == last.asked_qps < 80_000
+    first_held = next(at for at, trial in enumerate(found.trials) if trial.held)
+    falling = [trial.asked_qps for trial in found.trials[: first_held + 1]]
+    assert falling == sorted(falling, reverse=True)
+    between = [trial.asked_qps for trial in found.trials[first_held + 1 :]]
+    assert 1 <= len(between) <= MOST_HALVINGS
+    assert all(falling[-1] < rate < falling[-2] for rate in between)
+    (chosen,) = {trial for trial in found.trials if trial.asked_qps == found.target_qps}
+    assert chosen.held
+    assert chosen.latency_ns is not None
+    assert chosen.latency_ns <= ROOM * 15 * MS
+    nearest = min(trial.asked_qps for trial in found.trials if not trial.held)
+    assert chosen.asked_qps < nearest <= 1.15 * chosen.asked_qps
     assert found.notes == ()
 
 
@@ -96,6 +118,98 @@ def test_batch_times_that_are_known_are_taken_so_that_batches_have_the_same_size
     found = calibrated(replace(SERVER, target_qps=123.0, batch_times_ns=known), slice_that_holds(1))
     assert found.batch_times == tuple(BatchTime(*one) for one in known)
     assert found.batch_size == 4
+
+
+def test_what_was_found_before_is_taken_where_one_measurement_agrees() -> None:
+    earlier = before(16, target_qps=77.0)
+    found = calibrated(OFFLINE, slice_that_holds(1), earlier)
+    assert (found.target_qps, found.batch_times) == (77.0, earlier.batch_times)
+    assert (found.earlier_utc, found.warm_up_batches, found.trials) == ("2026-11-01T00:00:00Z", 1, ())
+    assert "of 2026-11-01T00:00:00Z, are confirmed by 1 batch on this slice" in found.notes[0]
+    assert "that of the calibration of 2026-11-01T00:00:00Z" in told(found, Scenario.OFFLINE)[0]
+    assert not has_new(found, earlier)
+
+
+@pytest.mark.parametrize("sizes", [(16,), (8,)])
+def test_what_was_found_before_is_dropped_where_it_is_otherwise_now(sizes: tuple[int, ...]) -> None:
+    earlier = before(*sizes, target_qps=77.0, fastest_ns=10**9)
+    asked = replace(OFFLINE, target_qps=123.0)
+    found = calibrated(asked, slice_that_holds(1), earlier)
+    assert (found.target_qps, found.earlier_utc) == (123.0, None)
+    assert found.batch_times[-1].mean_ns < 10**8
+    assert ["do not hold here: 16 samples take" in note for note in found.notes] == [True] * (sizes == (16,))
+    assert has_new(found, earlier)
+
+
+@pytest.mark.parametrize(("capacity_qps", "tried"), [(1000.0, 1), (350.0, 4)])
+def test_the_rate_that_server_was_proven_at_is_the_first_and_if_it_holds_the_last(
+    capacity_qps: float, tried: int
+) -> None:
+    earlier = before(1, 4, 16, target_qps=300.0)
+    found = calibrated(SERVER, slice_that_holds(capacity_qps), earlier)
+    assert found.trials[0].asked_qps == 300.0
+    assert len(found.trials) == tried
+    assert found.trials[tried > 1].held
+    assert has_new(found, earlier) is (tried > 1)
+    assert "picked by a calibration" in told(found, Scenario.SERVER)[0]
+
+
+def test_batch_times_that_are_told_win_over_what_was_found_before() -> None:
+    known = ((16, 3 * MS, 3 * MS, 9),)
+    asked = replace(OFFLINE, target_qps=123.0, batch_times_ns=known)
+    found = calibrated(asked, slice_that_holds(1), before(16, target_qps=77.0))
+    assert (found.batch_times, found.earlier_utc) == ((BatchTime(*known[0]),), None)
+
+
+@given(
+    former=st.integers(min_value=1000, max_value=10**8),
+    now=st.integers(min_value=1000, max_value=10**8),
+)
+def test_short_batches_agree_within_a_tenth_both_ways(former: int, now: int) -> None:
+    one, other = BatchTime.of(8, [former]), BatchTime.of(8, [now])
+    assert one.agrees(other) is (max(former, now) <= 1.1 * min(former, now))
+
+
+def test_one_way_of_timing_is_not_taken_for_another() -> None:
+    asked = [
+        (OFFLINE, 16),
+        (OFFLINE, 8),
+        (replace(SERVER, scenario=Scenario.SINGLE_STREAM), 16),
+        (replace(SERVER, scenario=Scenario.MULTI_STREAM), 16),
+        (SERVER, 16),
+        (replace(SERVER, server_target_latency_ns=30 * MS), 16),
+    ]
+    ways = [way(settings, batch_size) for settings, batch_size in asked]
+    assert len(set(ways)) == len(ways)
+    assert way(SERVER, 16) == way(replace(SERVER, target_qps=5.0, qsl_rng_seed=9), 16)
+
+
+class OfTwoLengths(Null):
+    """Half of its samples are long; remembers the batches it was asked for."""
+
+    def __init__(self, name: str, options: WorkloadOptions) -> None:
+        super().__init__(name, options)
+        self.batches: list[list[int]] = []
+
+    def lengths(self, indices: Sequence[int]) -> "npt.NDArray[np.int64]":
+        return np.asarray(indices) % 2
+
+    def predict(self, indices: Sequence[int]) -> "Outputs":
+        self.batches.append(list(indices))
+        return super().predict(indices)
+
+
+def test_batches_sorted_by_length_are_timed_in_a_mixed_order() -> None:
+    workload = OfTwoLengths("null", OPTIONS)
+    library = Library(workload)
+    library.load(range(64))
+    watch = Stopwatch(workload, library, 16, in_flight=True)
+    for _ in range(16):
+        watch.time(16)
+
+    kinds = [{index % 2 for index in batch} for batch in workload.batches]
+    assert all(len(kind) == 1 for kind in kinds)  # each of one length
+    assert all(len(set.union(*kinds[at : at + 4])) == 2 for at in range(13))  # any four of both
 
 
 class Overlapping(Null):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import MPNetModel
 
 from workloads.catalog import CATALOG, build
-from workloads.encoders import ENCODERS, SEQUENCE, TextEncoder, flops_per_sample
+from workloads.encoders import ENCODERS, SEQUENCE, TextEncoder, bias_once, flops_per_sample
 from workloads.encoders import build as network_of
 from workloads.fidelity import close_values
 from workloads.protocol import Size, WorkloadError, WorkloadOptions, output_bytes
@@ -93,6 +94,21 @@ def test_weights_of_a_folder_answer_for_the_seed(name: str, tmp_path: Path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(WorkloadError, match=r"config\.json cannot be read"):
         loaded(name, replace(SMALL, weights=tmp_path))
+
+
+@torch.inference_mode()
+def test_mpnet_answers_the_same_with_its_bias_computed_once():
+    with seeded(1):
+        network = network_of("mpnet", "small")
+        tokens = torch.randint(1000, 8000, (3, 40))
+
+    assert isinstance(network, MPNetModel)
+    before: torch.Tensor = network(input_ids=tokens).last_hidden_state
+    bias_once(network, 40)
+    with torch.no_grad():
+        network.encoder.relative_attention_bias.weight.zero_()  # not read any more
+
+    assert torch.equal(network(input_ids=tokens).last_hidden_state, before)
 
 
 def test_a_bare_encoder_is_refused_where_a_classification_is_asked_for(tmp_path: Path):

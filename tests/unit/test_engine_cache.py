@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,10 @@ import pytest
 from workloads import engine_build
 from workloads.engine_cache import EngineCache, Lease, NotKept, key_of
 from workloads.engine_key import code_digest, facts_of
+from workloads.kept_times import Earlier, earlier, keep
 from workloads.matmul import Matmul
 from workloads.protocol import Scenario, WorkloadError, WorkloadOptions
+from workloads.stopwatch import BatchTime
 
 FACTS = {"workload": "bert", "size": "small", "precision": "fp16", "engine": "compile", "sms": 16}
 OPTIONS = WorkloadOptions(
@@ -210,6 +212,61 @@ def test_on_a_cpu_the_key_tells_processor_and_threads():
     others = facts_of("matmul", "workloads.matmul:Matmul", "512³", replace(OPTIONS, threads=2))
     assert facts["device"] == others["device"]
     assert key_of(facts) != key_of(others)
+
+
+# ---------------------------------------------------------------------- what its runs found
+
+WAY = "Offline, 8 at once"
+TIMES = (BatchTime(1, 10, 11, 3, 9, 12), BatchTime(8, 20, 21, 3, 19, 22))
+
+
+def test_what_runs_found_is_kept_with_the_engine_by_way_of_timing(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+    kept(cache, "bert")
+    with cache.lease(FACTS) as one, cache.lease(FACTS) as other:
+        assert earlier(one, WAY) is None
+        keep(one, WAY, TIMES, 77.5)
+        keep(other, "SingleStream, 1 at once", TIMES[:1], None, "2026-11-01T00:00:00Z")
+        other.add((8,))
+
+    with cache.lease(FACTS) as later:
+        found, single = earlier(later, WAY), earlier(later, "SingleStream, 1 at once")
+        assert found is not None
+        assert (found.batch_times, found.target_qps) == (TIMES, 77.5)
+        assert single == Earlier(measured_utc="2026-11-01T00:00:00Z", batch_times=TIMES[:1], target_qps=None)
+        assert later.engine is not None
+        assert later.engine.batch_sizes == (1, 8)
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        None,
+        [],
+        {"measured_utc": "", "batch_times": [], "target_qps": 1.0},
+        {"measured_utc": "", "batch_times": [{"batch_size": 8}], "target_qps": 1.0},
+        {"measured_utc": "", "batch_times": [asdict(replace(TIMES[0], mean_ns=0))], "target_qps": 1.0},
+        {"measured_utc": "", "batch_times": [asdict(TIMES[0])], "target_qps": float("nan")},
+    ],
+)
+def test_what_cannot_be_used_is_as_nothing(tmp_path: Path, left: object):
+    cache = EngineCache(tmp_path)
+    record = tmp_path / kept(cache, "bert") / "engine.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"calibrations": {WAY: left}}))
+    with cache.lease(FACTS) as lease:
+        assert lease.engine is not None
+        assert earlier(lease, WAY) is None
+
+
+def test_an_engine_of_before_has_none(tmp_path: Path):
+    cache = EngineCache(tmp_path)
+    record = tmp_path / kept(cache, "bert") / "engine.json"
+    former = json.loads(record.read_text())
+    del former["calibrations"]
+    record.write_text(json.dumps(former))
+    with cache.lease(FACTS) as lease:
+        assert lease.engine is not None
+        assert earlier(lease, WAY) is None
 
 
 # ---------------------------------------------------------------------- a workload by way of it

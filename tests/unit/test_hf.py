@@ -107,6 +107,29 @@ def test_each_task_gives_its_answers_and_they_agree_with_the_reference(
     workload.unload_samples(range(8))
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=[kind[0] for kind in KINDS])
+def test_in_int8_each_task_answers_nearly_as_the_reference_does(tmp_path: Path, kind: tuple[Any, ...]):
+    workload = loaded(folder_of(tmp_path / "tiny", kind[0], kind[1]), precision="int8")
+    answers, references = (np.asarray(ask(range(4))) for ask in (workload.predict, workload.reference))
+    assert any("linear layers in int8" in note for note in workload.notes)
+    if kind[-1] == "float32":  # the int8 network is not its own reference
+        np.testing.assert_allclose(answers, references, atol=0.1 * np.abs(references).max())
+        assert not np.array_equal(answers, references)
+
+
+def test_a_model_without_linear_layers_is_refused_in_8_bits(tmp_path: Path):
+    config = {
+        "model_type": "gpt2",
+        "vocab_size": 99,
+        "n_embd": 16,
+        "n_layer": 1,
+        "n_head": 2,
+        "n_positions": 24,
+    }
+    with pytest.raises(WorkloadError, match="GPT2LMHeadModel has no linear layer"):
+        loaded(folder_of(tmp_path / "tiny", "GPT2LMHeadModel", config), precision="int8")
+
+
 @pytest.mark.parametrize(
     ("architecture", "metric"),
     [

@@ -76,12 +76,22 @@ def test_only_mains_window_counts_and_only_cores_that_are_not_mains():
     assert one.busy == pytest.approx((0.2 + 0.4) / 2 / 2)
 
 
-@pytest.mark.parametrize("window", [None, (0.0, 1.5), (5.0, 6.0), (0.9, 1.6)])
-def test_too_short_a_window_tells_nothing_of_cores(window: tuple[float, float] | None):
-    assert (
-        seen({}, [sample(1, core1=0), sample(1.5, core1=0.5), sample(2, core1=1)], window, [four_cores(1, 1)])
-        == []
-    )
+@pytest.mark.parametrize("window", [(0.0, 1.5), (5.0, 6.0), (0.9, 1.6)])
+@pytest.mark.parametrize("telemetry_on", [True, False])
+def test_too_short_a_window_tells_nothing_of_cores_and_that_is_told(
+    window: tuple[float, float], telemetry_on: bool
+):
+    samples = [sample(1, core1=0), sample(1.5, core1=0.5), sample(2, core1=1)] if telemetry_on else []
+    beside, on_mains = four_cores(1, 0, 1), four_cores(2, 0)
+    places = seen({}, samples, window, [beside, on_mains], mains_cores=[0])
+    assert places == [Seen(name="cpu1", untold=True)]
+    [one] = findings(places)
+    assert (one.code, one.severity, one.limit) == ("idle-not-verified", "warning", 2)
+    assert "the cores of cpu1 were idle is not known" in one.message
+
+
+def test_without_a_window_there_is_no_baseline_to_verify():
+    assert seen({}, [], None, [four_cores(1, 1)], mains_cores=[0]) == []
 
 
 def test_cores_that_are_all_mains_have_no_figure():
@@ -137,11 +147,3 @@ def test_gpus_are_asked_before_and_after(tmp_path: Path):
     assert folder.idle() == {when: {uuids[0]: [7], uuids[1]: None} for when in ("before", "after")}
     places = seen(folder.idle(), [], None, [])
     assert codes(places) == [("slice-not-idle", "breach"), ("idle-not-verified", "warning")]
-
-
-def test_the_kernel_tells_each_cores_time_at_work(tmp_path: Path):
-    (tmp_path / "proc").mkdir()
-    stat = "cpu  1 2 3 4 5 6 7 8 0 0\ncpu0 100 200 300 4000 5000 0 0 0 50 0\ncpu3 100 0 0 9 9 10 20 30 0 0\nintr 5\n"
-    (tmp_path / "proc" / "stat").write_text(stat)
-    assert Host(tmp_path).busy_s() == {0: 6.0, 3: 1.6}
-    assert Host().busy_s().keys() >= set(Host().cores())

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
-from workloads import llama
+from workloads import llama, llama_decoding
 from workloads.catalog import CATALOG, build
 from workloads.llama import (
     LONGEST_PROMPT,
@@ -20,7 +21,8 @@ from workloads.llama import (
     prompt_tokens,
     token_agreement,
 )
-from workloads.pipeline import generating
+from workloads.llama_decoding import Decoding
+from workloads.pipeline import by_length, generating, lengths_of
 from workloads.protocol import Size, WorkloadError, WorkloadOptions, output_bytes
 from workloads.weights import seeded
 
@@ -71,9 +73,12 @@ def test_prompts_have_the_lengths_that_are_said(plain: Llama):
 
 
 def test_it_writes_what_transformers_writes_without_a_cache(plain: Llama):
-    """Prompts of unequal lengths in one padded batch, keys and values kept: as one text after another, read anew."""
+    """Prompts of unequal lengths in one padded batch, keys and values kept: as one text after another, read anew by
+    transformers' own norms and attention."""
+    theirs = LlamaConfig.from_dict(plain.network.config.to_dict(), attn_implementation="eager")
+    network = LlamaForCausalLM(theirs).eval()
+    network.load_state_dict(plain.network.state_dict())
     with torch.inference_mode(), torch.device("cpu"):
-        network = plain.network
         expected = []
         for index in INDICES:
             text = list(plain.prompt(index))
@@ -94,6 +99,31 @@ def test_batches_of_any_size_and_order_agree(plain: Llama):
     assert plain.predict(INDICES[::-1]).tolist() == whole[::-1].tolist()
     assert np.concatenate([plain.predict(INDICES[:1]), plain.predict(INDICES[1:])]).tolist() == whole.tolist()
     assert plain.reference(INDICES).tolist() == whole.tolist()
+
+
+def test_prompts_of_like_length_are_batched_and_texts_stay_the_same(plain: Llama):
+    lengths = lengths_of(plain)
+    assert lengths is not None
+    indices = list(range(100, 116))
+    ordered = [indices[place] for place in by_length(indices, lengths)]
+    assert [len(plain.prompt(index)) for index in ordered] == sorted(len(plain.prompt(i)) for i in indices)
+    in_order = {index: plain.predict([index])[0].tolist() for index in indices}
+    for at in range(0, 16, 4):
+        batch = ordered[at : at + 4]
+        assert plain.predict(batch).tolist() == [in_order[index] for index in batch]
+
+
+def test_reading_no_further_than_the_texts_reach_changes_none(plain: Llama, monkeypatch: pytest.MonkeyPatch):
+    """Batches of short prompts and of long ones, one after the other in the same buffers."""
+    monkeypatch.setattr(llama_decoding, "READ_MULTIPLE", 8)
+    by_tokens = sorted(range(200), key=lambda index: len(plain.prompt(index)))
+    with torch.inference_mode():
+        decoding = Decoding(plain.network, 4, LONGEST_PROMPT["small"], NEW_TOKENS["small"])
+        for batch, read in ((by_tokens[:4], 24), (by_tokens[-4:], 40), (by_tokens[:4], 24)):
+            tokens = [decoding.begin(*plain._prompts(batch)).clone()]
+            tokens += [decoding.next().clone() for _ in range(7)]
+            assert decoding._read == read
+            assert torch.cat(tokens, dim=1).tolist() == plain.predict(batch).tolist()
 
 
 def test_the_seed_decides_everything(plain: Llama):

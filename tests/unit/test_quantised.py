@@ -12,9 +12,10 @@ from torch import nn
 from workloads.bert_packed import PackedNetwork
 from workloads.catalog import CATALOG, build
 from workloads.fidelity import by_kind
+from workloads.passes import LARGEST, PLAIN, Form
 from workloads.precision import compute_dtype, is_exact, without_tf32
 from workloads.protocol import Precision, WorkloadError, WorkloadOptions, output_bytes
-from workloads.quantised import LARGEST, Form, ScaledLinear, fits, quantise, quantised
+from workloads.quantised import ScaledLinear, fits, quantise
 
 CPU = WorkloadOptions(
     size="small", device="cpu", precision="int8", batch_size=4, seed=1, threads=1, memory_mib=1024
@@ -36,7 +37,7 @@ def test_the_8_bit_product_is_that_of_what_was_quantised(
 ):
     plain = linear(16 * inner, 16 * outer, seed)
     x = torch.randn(rows, 16 * inner)
-    (x_rows, x_scale), (w_rows, w_scale) = quantised(x, form), quantised(plain.weight, form)
+    (x_rows, x_scale), (w_rows, w_scale) = PLAIN.quantised(x, form), PLAIN.quantised(plain.weight, form)
     by_hand = (x_rows.float() * x_scale) @ (w_rows.float() * w_scale).t() + plain.bias
     found = ScaledLinear(plain.weight, plain.bias, form)(x)
     assert found.shape == by_hand.shape
@@ -50,14 +51,14 @@ def test_the_8_bit_product_is_that_of_what_was_quantised(
 @given(factor=st.floats(1e-6, 1e6))
 def test_a_quantised_row_is_within_half_a_step_whatever_its_size(form: Form, error: float, factor: float):
     matrix = torch.linspace(-factor, factor, 64).reshape(2, 32)
-    rows, scale = quantised(matrix, form)
+    rows, scale = PLAIN.quantised(matrix, form)
     assert rows.float().abs().max() <= LARGEST[form]
     largest = matrix.abs().amax(dim=1, keepdim=True)
     assert ((rows.float() * scale - matrix).abs() <= 1.001 * error * largest).all()
 
 
 def test_a_row_of_zeros_is_one():
-    rows, scale = quantised(torch.zeros(1, 16), "int8")
+    rows, scale = PLAIN.quantised(torch.zeros(1, 16), "int8")
     assert not (rows.float() * scale).any()
     assert scale.isfinite().all()
 
@@ -149,6 +150,12 @@ def test_the_dtypes_around_the_8_bit_products(monkeypatch: pytest.MonkeyPatch):
     on_gpu = replace(CPU, device="cuda")
     assert compute_dtype(CPU) is torch.float32
     assert compute_dtype(on_gpu) is torch.float16
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    assert compute_dtype(replace(on_gpu, precision="fp8")) is torch.float16
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    assert compute_dtype(replace(on_gpu, precision="fp8")) is torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (8, 9))
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
     assert compute_dtype(replace(on_gpu, precision="fp8")) is torch.bfloat16
     assert [is_exact(replace(CPU, precision=each)) for each in ("fp32", "tf32", "int8")] == [
         True,

@@ -15,6 +15,7 @@ from workloads import retinanet
 from workloads.catalog import CATALOG, build
 from workloads.protocol import Size, WorkloadError, WorkloadOptions, output_bytes
 from workloads.retinanet import RetinaNet
+from workloads.ssd import rows_of
 from workloads.weights import seeded
 
 SIZES: tuple[Size, ...] = ("full", "small")
@@ -41,11 +42,13 @@ def test_the_catalogue_counts_right(size: Size):
     side = retinanet.SIDES[size]
     with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.inference_mode():
         network = retinanet.network(size).eval()
-        codes, logits = network(torch.empty(1, 3, side, side))
+        levels, rest = network(torch.empty(1, 3, side, side))
 
     boxes = len(retinanet.anchors(side))
-    assert codes.shape == (1, boxes, 4)
-    assert logits.shape == (1, boxes, 264)
+    assert [codes.shape[1:] for codes, _ in levels] == [(9 * n * n, 4) for n in retinanet.cells(side)]
+    assert [excess.shape[1:] for _, excess in levels] == [(9 * n * n, 264) for n in retinanet.cells(side)]
+    assert rest.shape == (9, 264)
+    assert boxes == sum(codes.shape[1] for codes, _ in levels)
     assert f"{boxes} boxes" in CATALOG["retinanet"].sizes[size]
     assert CATALOG["retinanet"].parameters[size] == sum(tensor.numel() for tensor in network.parameters())
     assert CATALOG["retinanet"].flops_per_sample[size] == counter.get_total_flops()
@@ -70,6 +73,15 @@ class Recited(torch.nn.Module):
         }
 
 
+def answered(codes: Tensor, logits: Tensor, side: int, indices: list[int]) -> list[np.ndarray]:
+    """Rows from codes and logits of all levels together, logits exact."""
+    excess = (logits - retinanet.LEAST).relu()
+    counts = [9 * n * n for n in retinanet.cells(side)]
+    levels = list(zip(codes.split(counts, dim=1), excess.split(counts, dim=1), strict=True))
+    rest = torch.zeros(9, logits.shape[2])
+    return rows_of(retinanet.detections(levels, rest, retinanet.anchors(side), side).numpy(), indices)
+
+
 def test_a_batch_is_answered_as_torchvision_answers_its_images():
     side, generator = 192, torch.Generator().manual_seed(3)
     boxes = len(retinanet.anchors(side))
@@ -82,7 +94,7 @@ def test_a_batch_is_answered_as_torchvision_answers_its_images():
     theirs = TorchvisionsRetinaNet(recited, 5, head=recited, min_size=side, max_size=side).eval()
     expected = theirs([torch.zeros(3, side, side)] * 2)
 
-    got = retinanet.detections(codes, logits, retinanet.anchors(side), side, [40, 7])
+    got = answered(codes, logits, side, [40, 7])
 
     for rows, found, index in zip(got, expected, [40, 7], strict=True):
         assert 100 < len(rows) == len(found["scores"]) <= 300
@@ -95,9 +107,7 @@ def test_a_batch_is_answered_as_torchvision_answers_its_images():
 
 def test_nothing_seen_at_all_is_no_rows():
     boxes = len(retinanet.anchors(192))
-    nothing = retinanet.detections(
-        torch.zeros(2, boxes, 4), torch.full((2, boxes, 3), -9.0), retinanet.anchors(192), 192, [1, 2]
-    )
+    nothing = answered(torch.zeros(2, boxes, 4), torch.full((2, boxes, 3), -9.0), 192, [1, 2])
     assert [rows.shape for rows in nothing] == [(0, 7), (0, 7)]
 
 

@@ -239,21 +239,48 @@ def test_a_cut_trial_could_not_have_become_valid():
         assert (whole > server.limit_s).mean() > 0.01
 
 
-GPU_LIKE, GPU_LIKE_QPS = ServerQueue(a_s=0.004, b_s=0.0004, batch_size=32, limit_s=0.03), 1592.2
-"""Batches of up to 32, 4 ms + 0.4 ms a sample, p99 under 30 ms; its truth, which the slow test finds again."""
+def gpu_like(slower: float = 1.0) -> tuple[ServerQueue, float]:
+    """Batches of up to 32, 4 ms + 0.4 ms a sample, p99 under 30 ms, and its truth, which the slow test finds again.
+
+    Where all times are so many times longer, the same happens so many times slower.
+    """
+    server = ServerQueue(a_s=0.004 * slower, b_s=0.0004 * slower, batch_size=32, limit_s=0.03 * slower)
+    return server, 1592 / slower
 
 
-def simulated(server: ServerQueue, true: float) -> list[float]:
-    """What was found ÷ the truth, from a baseline 25 % above it: 30 s of screening, 600 s of confirmation."""
+def simulated(server: ServerQueue, true: float, seeds: int = 20) -> list[float]:
+    """The rates found ÷ the truth, from a baseline 25 % above it: 30 s of screening, 600 s of confirmation."""
     terms = Terms(hint=1.25 * true, tolerance=0.01, confirm=1)
-    runs = (tuned(server, terms, seed, screening_s=30, full_s=600, between_s=0) for seed in range(20))
+    runs = (tuned(server, terms, seed, screening_s=30, full_s=600, between_s=0) for seed in range(seeds))
     return [(one.rate or 0) / true for one in runs]
 
 
-def test_the_true_capacity_is_found_within_1_percent_and_never_exceeded():
-    shares = simulated(GPU_LIKE, GPU_LIKE_QPS)
-    assert sum(abs(share - 1) <= 0.01 for share in shares) >= 19
+@pytest.mark.parametrize(("slower", "seeds"), [(1, 20), pytest.param(2, 60, marks=pytest.mark.slow)])
+def test_the_true_capacity_is_found_within_1_percent_and_never_exceeded(slower: float, seeds: int):
+    shares = simulated(*gpu_like(slower), seeds)
+    assert sum(abs(share - 1) <= 0.01 for share in shares) >= 0.95 * seeds
     assert max(shares) <= 1.01
+
+
+def test_with_so_few_queries_that_the_arrivals_decide_it_is_what_loadgen_has_as_the_highest():
+    """199 queries/s: 1 % more, with the same schedule, is INVALID, though the truth may be farther away."""
+    server, true = gpu_like(slower=8)
+    shares = simulated(server, true)
+    above = (
+        server.trial(1.01 * share * true, "confirmation", 600, seed, 99)[0]
+        for seed, share in enumerate(shares)
+    )
+    assert sum(not one.valid for one in above) >= 19
+    assert max(shares) <= 1.01
+
+
+def test_the_fewer_queries_the_nearer_to_the_tail_is_what_must_keep_the_limit():
+    shares = [search.held_share(0.9, 1.2, 0.99, queries) for queries in (1e9, 955_000, 24_000, 2010, 459)]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(0.9, rel=1e-3)
+    assert shares[-1] == pytest.approx(1.2)
+    beyond = search.held_share(0.9, 1.2, 0.999, 24_000)
+    assert beyond == 0.9  # LoadGen tells nothing of what is farther out
 
 
 @pytest.mark.slow
@@ -267,4 +294,5 @@ def test_so_it_is_where_the_latency_leaps_at_the_capacity():
 
 @pytest.mark.slow
 def test_the_truth_is_what_long_runs_say():
-    assert truth(GPU_LIKE, 600) == pytest.approx(GPU_LIKE_QPS, rel=1e-3)
+    server, true = gpu_like()
+    assert truth(server, 600) == pytest.approx(true, rel=1e-3)

@@ -1,33 +1,66 @@
-"""Suppression of groups at once keeps what suppressing them one by one does."""
+"""Suppression of groups at once keeps what torchvision keeps, by its own code and by the GPU's kernel."""
+
+import importlib.util
+from itertools import accumulate
 
 import pytest
 import torch
+from torch import Tensor
 from torchvision.ops import batched_nms
 
-from workloads import suppression
-from workloads.ssd import rank_within
-from workloads.suppression import suppress_groups
+from workloads.suppression import Suppress, by_torchvision
 
 
-@pytest.mark.parametrize("groups", [1, 7, 60])
-@pytest.mark.parametrize("threshold", [0.1, 0.5, 0.9])
-def test_it_keeps_what_torchvision_keeps(groups: int, threshold: float, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(suppression, "PAIRS_AT_ONCE", 5000)  # several parts
-    generator = torch.Generator().manual_seed(groups)
-    count = 400
+@pytest.fixture(scope="module", params=["torchvision", "kernel"])
+def suppress(request: pytest.FixtureRequest) -> Suppress:
+    """Each way; the kernel as Triton interprets it, on the CPU, with tiles of 32 boxes."""
+    if request.param == "torchvision":
+        return by_torchvision
+
+    spec = importlib.util.find_spec("workloads.suppression_triton")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        spec.loader.exec_module(module)
+
+    module.TILE = 32
+    kernel: Suppress = module.suppress
+    return kernel
+
+
+def some_boxes(count: int) -> Tensor:
+    generator = torch.Generator().manual_seed(count)
     corner, size = (torch.rand(count, 2, generator=generator) for _ in range(2))
-    boxes = torch.cat((corner, corner + size), dim=1)
-    group = torch.randint(groups, (count,), generator=generator) * 3
-    scores = torch.linspace(1, 0, count)
-    rank = rank_within(group)
-    stays = suppress_groups(boxes, group, rank, threshold, largest=int(rank.max()) + 1)
-    expected = batched_nms(boxes.double(), scores.double(), group, threshold)
-    assert stays.nonzero()[:, 0].tolist() == expected.tolist()
+    return torch.cat((corner, corner + size), dim=1)
 
 
-def test_a_chain_ends_as_it_does_one_by_one():
+@pytest.mark.parametrize("threshold", [0.2, 0.5])
+def test_it_keeps_what_torchvision_keeps(suppress: Suppress, threshold: float):
+    """Groups of none, of one, of a tile and of several; boxes between the groups that belong to none."""
+    counts, gap = [1, 0, 32, 40, 7], 3
+    starts = list(accumulate((count + gap for count in counts), initial=0))[:-1]
+    boxes = some_boxes(starts[-1] + counts[-1] + gap)
+    stays = suppress(boxes, torch.tensor(starts), torch.tensor(counts), threshold)
+    expected = torch.zeros_like(stays)
+    for start, count in zip(starts, counts, strict=True):
+        alone = boxes[start : start + count].double()
+        best_first = torch.linspace(1, 0, count, dtype=torch.float64)
+        expected[start + batched_nms(alone, best_first, torch.zeros(count, dtype=torch.int64), threshold)] = (
+            True
+        )
+
+    assert 5 < int(stays.sum()) < sum(counts)
+    assert torch.equal(stays, expected)
+
+
+def test_a_chain_ends_as_it_does_one_by_one(suppress: Suppress):
     start = torch.arange(9.0)  # each overlaps its neighbours alone: every second one stays
     boxes = torch.stack((start, torch.zeros(9), start + 1.6, torch.ones(9)), dim=1)
-    rank = torch.arange(9)
-    stays = suppress_groups(boxes, torch.zeros(9, dtype=torch.int64), rank, 0.2, largest=9)
+    stays = suppress(boxes, torch.tensor([0]), torch.tensor([9]), 0.2)
     assert stays.tolist() == [True, False] * 4 + [True]
+
+
+def test_of_no_boxes_none_stay(suppress: Suppress):
+    assert suppress(torch.rand(3, 4), torch.tensor([0, 3]), torch.tensor([0, 0]), 0.5).tolist() == [False] * 3

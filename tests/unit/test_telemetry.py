@@ -5,22 +5,25 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from scheduler import nvml, telemetry, telemetry_gpus
+from scheduler.assignment import assign
 from scheduler.clock import Clock
 from scheduler.columns import ACTIVITY, Line, Telemetry
 from scheduler.errors import SpecError
 from scheduler.host import Host
-from scheduler.proc import OpenProcess
+from scheduler.proc import BusyTimes, OpenMachine, OpenProcess
 from scheduler.record import RunFolder
 from scheduler.slices import CpuSlice, GpuSlice, MigSlice
-from scheduler.spec import parse_run
+from scheduler.spec import loadgen_round, parse_run, presets
 from scheduler.turns import Watched, merge
 from tests.boards import A100_80, H200
 from tests.exporter import EXPOSITION, MIG_GPU, answers, serving
@@ -91,7 +94,7 @@ def sampled(machine: FakeGpus, slices: list[Any], now_s: list[float]) -> tuple[l
 def test_each_mig_slice_has_its_memory_its_activity_and_its_processes():
     machine = mig_machine(worker=WORKER, stranger=99)
     first, second = slices_of(machine)
-    (early, late), told = sampled(machine, [first, second], [1.0, 2.0])
+    (early, between, late), told = sampled(machine, [first, second], [1.0, 1.5, 2.0])
     assert early.slices[first.id].graphics_active is None  # one sample says nothing yet
     columns = late.slices[first.id]
     assert (columns.memory_used_mib, columns.graphics_active, columns.dram_active) == (20, 0.5, 0.5)
@@ -100,6 +103,9 @@ def test_each_mig_slice_has_its_memory_its_activity_and_its_processes():
     board = late.gpus[first.gpu_uuid]
     assert board.power_w == 312.345
     assert board.throttled_s is not None
+    often, seldom = between.gpus[first.gpu_uuid], between.slices[first.id]
+    assert (often.power_w, often.throttled_s, often.pcie_tx_mib_s) == (312.345, None, None)
+    assert (seldom.memory_used_mib, seldom.foreign_pids) == (20, None)  # that is asked once a second
     assert board.utilisation_percent is None
     assert told[f"gpus.{first.gpu_uuid}.utilisation_percent"] == "NVML answers NOT_SUPPORTED"
     assert told[f"slices.{first.id}.sm_occupancy"] == "GPM answers NOT_SUPPORTED"
@@ -200,7 +206,9 @@ def test_host_cores_and_workers_are_sampled_until_the_end(tmp_path: Path):
     workers = [line.workers["main"] for line in lines if line.workers]
     assert workers[-1].pid == os.getpid()
     assert workers[-1].cpu_s >= workers[0].cpu_s > 0
-    assert workers[-1].memory_mib > 10
+    assert workers[0].memory_mib is not None
+    assert workers[0].memory_mib > 10
+    assert None in [one.memory_mib for one in workers[1:]]  # that is asked once a second
     slices = [line.slices["cpu0"] for line in lines if "cpu0" in line.slices]
     assert slices[0].cpu_active is None  # there is no time before it
     assert slices[-1].cores_busy_s is not None
@@ -220,6 +228,47 @@ def test_sampling_keeps_to_its_budget(tmp_path: Path, monkeypatch: pytest.Monkey
     assert told.lines == 1
 
 
+def test_devices_that_cannot_be_paid_for_do_not_hold_up_the_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(telemetry, "DEVICES_SHARE", 0.0)
+    monkeypatch.setattr(telemetry, "SAVED_S", 1e6)  # so that lines leave nothing to the devices
+    machine = FakeGpus(FakeGpu(board=A100_80, mig=True, instances=(Instance("1g.10gb", 0),)))
+    [device] = slices_of(machine)
+    run = RunFolder.create(tmp_path / "run")
+    with (
+        loaded(machine),
+        telemetry.recording(run, Clock.start(), Watched(slices=[device]), dict, 50),
+    ):
+        while len(run.lines("telemetry.jsonl")) < 4:
+            os.sched_yield()
+
+    lines = run.lines("telemetry.jsonl")
+    assert all("host" in line for line in lines)
+    assert [line for line in lines if "gpus" in line] == lines[:1]  # the first is free
+
+
+@given(
+    times=st.lists(st.tuples(st.floats(0, 10), st.floats(0, 0.01)), max_size=20),
+    share=st.floats(0.1, 1),
+)
+def test_what_is_spent_was_earned_but_for_the_turn_that_was_begun(
+    times: list[tuple[float, float]], share: float
+):
+    account = telemetry.Account(share)
+    earned_s = unused_s = spent_s = 0.0
+    for span_s, turn_s in times:
+        earned_s += telemetry.BUDGET * share * span_s
+        unused_s += account.earn(span_s)
+        if account.left_s > 0:
+            account.spend(turn_s)
+            spent_s += turn_s
+
+    assert spent_s <= earned_s + 0.01
+    assert account.left_s == pytest.approx(earned_s - unused_s - spent_s)
+    assert account.left_s <= telemetry.BUDGET * share * telemetry.SAVED_S
+
+
 def test_off_leaves_nothing(tmp_path: Path):
     run = RunFolder.create(tmp_path / "run")
     with telemetry.recording(run, Clock.start(), Watched(), dict, 0.0):
@@ -231,17 +280,35 @@ def test_off_leaves_nothing(tmp_path: Path):
 def test_the_figures_of_a_process_are_the_kernels():
     process = OpenProcess(os.getpid())
     try:
-        figures = process.read()
+        cpu_s, figures = process.cpu_s(), process.figures()
     finally:
         process.close()
 
     assert figures is not None
     spent = os.times()
-    assert figures.cpu_s == pytest.approx(spent.user + spent.system, abs=0.1)
+    assert cpu_s == pytest.approx(spent.user + spent.system, abs=0.1)
     assert figures.threads >= 1
     assert figures.switches_voluntary + figures.switches_involuntary > 0
     with pytest.raises(FileNotFoundError):
         OpenProcess(2**22 + 1)
+
+
+def test_the_kernel_tells_each_cores_time_at_work(tmp_path: Path):
+    stat = "cpu  1 2 3 4 5 6 7 8 0 0\ncpu0 100 200 300 4000 5000 0 0 0 50 0\ncpu3 100 0 0 9 9 10 20 30 0 0\nintr 5\n"
+    (tmp_path / "stat").write_text(stat)
+    with closing(OpenMachine(tmp_path)) as machine:
+        assert machine.busy({3, 7}) == BusyTimes(total=0.27, cores=2, by_core={3: 1.6})
+        assert machine.memory_available_mib() is None
+
+    with closing(OpenMachine()) as machine:
+        busy = machine.busy(os.sched_getaffinity(0))
+        assert busy is not None
+        assert busy.by_core.keys() == os.sched_getaffinity(0)
+        assert busy.total >= sum(busy.by_core.values()) - 1
+
+    (tmp_path / "stat").unlink()
+    with closing(OpenMachine(tmp_path)) as machine:
+        assert machine.busy({0}) is None
 
 
 def test_what_a_process_has_started_is_counted_while_it_lives_and_after():
@@ -306,3 +373,22 @@ def test_what_is_no_rate_and_no_url_is_refused(option: str, value: str, found: s
 
     assert caught.value.asked == f"--{option} {value}"
     assert found in caught.value.found
+
+
+GPU = GpuSlice(id="gpu0", name="H200", uuid="GPU-1", gpu_index=0, sms=132, memory_mib=143360, cores=())
+
+
+@pytest.mark.parametrize(
+    ("one", "rate", "found"),
+    [(CPU, "10hz", "no slice of this run is on a GPU"), (GPU, "off", "--telemetry off: nothing is sampled")],
+)
+def test_an_exporter_that_nobody_would_ask_is_refused(one: CpuSlice | GpuSlice, rate: str, found: str):
+    spec = parse_run({"main": "null", "dcgm": "http://localhost:9400/metrics", "telemetry": rate})
+    with pytest.raises(SpecError) as caught:
+        assign(spec, [one], presets(), loadgen_round())
+
+    assert (caught.value.asked, caught.value.found) == ("--dcgm http://localhost:9400/metrics", found)
+    assert (
+        assign(spec.model_copy(update={"telemetry": 10.0}), [GPU], presets(), loadgen_round()).main.slice
+        == GPU
+    )

@@ -199,16 +199,33 @@ def test_a_batch_is_suppressed_as_its_images_are_alone(per_class: int, per_image
         score_threshold=0.4, iou_threshold=0.3, most_per_class=per_class, most_per_image=per_image
     )
 
-    got = ssd.detections(boxes, scores, limits, [40, 7, 12])
+    got = ssd.rows_of(ssd.detections(boxes, scores, limits).numpy(), [40, 7, 12])
 
     assert [len(rows) > 0 for rows in got] == [True, False, True]
     for rows, box, score, index in zip(got, boxes, scores, [40, 7, 12], strict=True):
         np.testing.assert_array_equal(rows, detections_one_by_one(box, score, limits, index))
 
 
+def test_boxes_are_part_of_what_the_device_computes_and_rows_of_what_the_host_makes(
+    workloads: dict[str, ImageWorkload],
+) -> None:
+    """One tensor of the batch's size alone comes back, whatever is seen: so the next batch can begin before."""
+    workload = workloads["ssd-mobilenet"]
+    assert workload.engine is not None
+    pending = workload.begin([3, 1])
+    assert pending.done()
+    with torch.inference_mode():
+        found = workload.engine.run(2)
+
+    assert found.shape == (2, 100, 6)
+    rows = ssd.rows_of(found.numpy(), [3, 1])
+    assert output_bytes(rows) == output_bytes(pending.result()) == output_bytes(workload.predict([3, 1]))
+
+
 def test_nothing_seen_at_all_is_no_rows() -> None:
     limits = ssd.Suppression(score_threshold=0.5, iou_threshold=0.5, most_per_class=9, most_per_image=9)
-    got = ssd.detections(torch.rand(2, 8, 4), torch.zeros(2, 8, 3), limits, [1, 2])
+    found = ssd.detections(torch.rand(2, 8, 4), torch.zeros(2, 8, 3), limits)
+    got = ssd.rows_of(found.numpy(), [1, 2])
     assert [rows.shape for rows in got] == [(0, 7), (0, 7)]
     assert output_bytes(got) == [b"", b""]
 

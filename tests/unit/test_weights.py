@@ -194,6 +194,22 @@ def test_a_broken_index_is_refused_by_name(text: str, tmp_path: Path) -> None:
         read_state_dict(tmp_path)
 
 
+@pytest.mark.gpu
+def test_on_a_gpu_seeded_draws_there_and_repeats() -> None:
+    torch.cuda.manual_seed(5)
+    before = torch.cuda.get_rng_state()
+    drawn = []
+    for seed in (1, 1, 2):
+        with seeded(seed, "cuda"):
+            drawn.append(torch.nn.Linear(300, 300).weight)
+
+    assert drawn[0].is_cuda
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    assert not torch.empty(1).is_cuda
+
+
 def test_seeded_repeats_and_leaves_the_generator_alone() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)

@@ -1,0 +1,35 @@
+"""Which passes a tensor's device has: one kernel each on a GPU, else plain torch."""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from workloads.passes import PLAIN, Passes
+
+
+def passes_for(x: Tensor) -> Passes:
+    """The passes for what is on x's device; torch.compile is given plain ones, which it fuses itself."""
+    if not x.is_cuda or torch.compiler.is_compiling():
+        return PLAIN
+
+    return kernels() or PLAIN
+
+
+@cache
+def kernels() -> Passes | None:
+    """The passes of one kernel each; None where Triton, or the C compiler it needs, is missing."""
+    try:
+        from workloads.passes_triton import FAILURES, Kernels
+    except ImportError:
+        return None
+
+    try:
+        found = Kernels()
+        row = torch.zeros(1, 64, dtype=torch.float16, device="cuda")
+        found.quantised(row, "int8")
+        torch.cuda.synchronize()
+    except FAILURES:
+        return None
+
+    return found
