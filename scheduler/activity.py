@@ -152,10 +152,13 @@ def _host_load(seen: Seen, inside: Sequence[Line]) -> Iterable[Finding]:
 
 
 def _worker_rate(told: Sequence[tuple[float, WorkerColumns]]) -> float | None:
-    """Cores that a worker and the processes it has started took; None where it was not read twice."""
+    """Cores that a worker and the processes it has started took; None where these were not read twice."""
     own = _rate([(at, one.cpu_s) for at, one in told])
     children = _rate([(at, one.children_cpu_s) for at, one in told])
-    return None if own is None else own + max(0.0, children or 0.0)  # less: one of them is no longer told
+    if own is None or (children is None and any(one.children_cpu_s for _at, one in told)):
+        return None  # it has children, and a short window has them once
+
+    return own + max(0.0, children or 0.0)  # less: one of them is no longer told
 
 
 def _rate(told: Sequence[tuple[float, float | None]]) -> float | None:

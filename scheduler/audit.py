@@ -11,6 +11,7 @@ mlperf/compliance/      TEST01/ with verify_*.txt, accuracy/ and performance/run
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from scheduler.audit_rules import ACCURACY, PERFORMANCE, Check, Comparison, Ran
 from scheduler.errors import FolderDamaged, LogError, SpecError
 from scheduler.loadgen_log import parse
 from scheduler.record import RunFolder, disk_errors
-from scheduler.result import Manifest
+from scheduler.result import Manifest, Result
 from scheduler.series import Series, Watching
 from scheduler.slices import Machine
 from scheduler.spec import AuditTest, LoadgenRound, RunSpec, loadgen_round
@@ -66,7 +67,7 @@ def audit(asked: Asked, plan_of: PlanOf, runs: Series, watching: Watching) -> di
         if key in given:
             folders[key] = given[key]
         else:
-            runs.run(key, plan, spec, asked.machine, watching)
+            runs.run(key, plan, spec, asked.machine, watching, will_do=partial(_is_ground, key))
             folders[key] = RunFolder(runs.path / "runs" / key)
 
         if key == PERFORMANCE and _ran(folders[key]).result.verdict == "INVALID":
@@ -75,6 +76,14 @@ def audit(asked: Asked, plan_of: PlanOf, runs: Series, watching: Watching) -> di
     answer = judged(asked, folders, round_, runs.path)
     runs.write_answer(answer)
     return answer
+
+
+def _is_ground(key: str, result: Result) -> bool:
+    """Whether a test can be held against this run; of a test's own run, its being INVALID is what the test found."""
+    if key == PERFORMANCE:
+        return result.verdict == "VALID"
+
+    return key != ACCURACY or result.main.loadgen_valid
 
 
 def _accuracy(performance: RunSpec, plan_of: PlanOf) -> tuple[Plan, RunSpec]:

@@ -145,11 +145,15 @@ def validate(context: click.Context, folder: Path, as_json: bool) -> None:
     """Judge the run in FOLDER again, from the folder alone.
 
     In a run of a tuning each trial is judged (in a trial's folder: that one), in the folder of a tuning, derating,
-    matrix or audit each of its runs; the exit code is then 0 if all are as their result.json says.
+    matrix or audit each of its runs; the exit code is then 0 if all are as their result.json says. A profile has no
+    verdict: each of its rows is held against the cell's own record.
     """
     from scheduler import judging
     from scheduler.record import RunFolder
     from scheduler.report import text
+
+    if _is_of_a_profile(folder):
+        context.exit(_validate_profile(folder, as_json))
 
     if (folder / "series.json").exists():
         context.exit(_validate_series(folder, as_json))
@@ -225,6 +229,42 @@ def _validate_series(folder: Path, as_json: bool) -> int:
 
     click.echo(f"{len(told)} judged again, {len(told) - bad} as their result.json says", err=True)
     return 1 if bad or not told else 0
+
+
+def _is_of_a_profile(folder: Path) -> bool:
+    from scheduler import profile as profiles
+    from scheduler import series
+    from scheduler.record import RunFolder
+
+    asked = series.asked_of(folder)
+    if asked is not None:
+        return asked.get("command") == "profile"
+
+    step = RunFolder(folder)
+    return (folder / "manifest.json").exists() and step.manifest().get("kind") == profiles.STEP
+
+
+def _validate_profile(folder: Path, as_json: bool) -> int:
+    from scheduler import profile as profiles
+
+    told = [one for step in profiles.steps_in(folder) for one in profiles.checked(step)]
+    unlike = profiles.unlike_its_steps(folder, [row for row, _ in told])
+    if as_json:
+        click.echo(json.dumps({row.cell: differing for row, differing in told}, indent=2))
+
+    for row, differing in told:
+        if not as_json:
+            click.echo(f"{row.cell}: {row.status}")
+
+        if differing:
+            click.echo(f"{row.cell}: these do not follow from its record: {', '.join(differing)}", err=True)
+
+    if unlike:
+        click.echo(f"the table in result.json is not that of runs/: {', '.join(unlike)}", err=True)
+
+    bad = sum(bool(differing) for _, differing in told)
+    click.echo(f"{len(told)} rows held against their record, {len(told) - bad} as it says", err=True)
+    return 1 if bad or unlike or not told else 0
 
 
 def _differing(recorded: "RunFolder", result: "Result") -> list[str]:

@@ -41,8 +41,8 @@ def audit(context: click.Context, /, test: str, **options: Any) -> None:
     hetero-mig audit TEST05 --main bert --background datacenter
 
     TEST01: are the answers of a performance run those of the accuracy run? TEST04: are answers kept and given
-    again? TEST05: does the speed hang on the round's seeds? The same command goes on where it was cut short.
-    Exit code: 0 PASS, 1 FAIL.
+    again? TEST05: does the speed hang on the round's seeds? The same command goes on where it was cut short,
+    and with that folder as --output makes an INVALID performance run again. Exit code: 0 PASS, 1 FAIL.
     """
     if options["main"] is None:
         raise click.UsageError("--main is missing: name the workload to audit")

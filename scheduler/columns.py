@@ -65,20 +65,21 @@ class SliceColumns(_Columns):
 class GpuColumns(_Columns):
     """One whole board: what its slices share."""
 
-    power_w: float | None
-    energy_j: float | None
-    sm_clock_mhz: int | None
-    memory_clock_mhz: int | None
-    temperature_c: int | None
-    utilisation_percent: int | None
-    memory_used_mib: int | None
-    throttle_reasons: tuple[str, ...] | None
+    power_w: float | None = None
+    energy_j: float | None = None
+    """Both asked once a second at least."""
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    temperature_c: int | None = None
+    utilisation_percent: int | None = None
+    memory_used_mib: int | None = None
+    throttle_reasons: tuple[str, ...] | None = None
     throttled_s: dict[str, float] | None = None
     ecc_corrected: int | None = None
     ecc_uncorrected: int | None = None
     pcie_tx_mib_s: float | None = None
     pcie_rx_mib_s: float | None = None
-    """These five asked once a second at most."""
+    """These five asked once in 3 s at most."""
 
 
 class Line(_Columns):

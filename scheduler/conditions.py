@@ -6,13 +6,15 @@ from math import isclose
 from statistics import fmean
 from typing import Any
 
-from scheduler.result import Manifest, Result, SliceRecord
+from scheduler.result import MainResult, Manifest, Result, SliceRecord
+from workloads.protocol import Scenario
 
 NO_THROTTLING = ("gpu_idle", "applications_clocks_setting")
 ROUNDED = 1e-4
 """LoadGen logs a rate with six digits, and derives numbers of samples from it."""
 DERIVED = ("target_qps", "samples_per_query", "min_sample_count")
-"""The settings that are the same where they agree to that."""
+"""The settings that are the same where they agree to that. Of Offline they are no condition: they only say how many
+samples LoadGen makes, so that a test lasts its ``min_duration_ms``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +79,7 @@ def conditions(run: Measured) -> dict[str, Any]:
         "data": planned.data,
         "weights": planned.weights,
         "seed": run.manifest.spec.get("seed", 0),
-        **{f"setting {name}": value for name, value in main.settings.items()},
+        **{f"setting {name}": value for name, value in _load(main).items()},
         "slice kind": slice_.kind if slice_ else None,
         "slice profile": slice_.name if slice_ and slice_.kind != "cpu" else None,
         "slice": (slice_.uuid or slice_.id) if slice_ else main.slice,
@@ -120,6 +122,12 @@ def gpu_of(run: Manifest) -> str | None:
         return found.placement.gpu_uuid
 
     return found.uuid if found is not None and found.kind == "gpu" else None
+
+
+def _load(main: MainResult) -> dict[str, Any]:
+    """The effective settings, but for those that under Offline follow from how fast main is."""
+    no_load = DERIVED if main.scenario is Scenario.OFFLINE else ()
+    return {name: value for name, value in main.settings.items() if name not in no_load}
 
 
 def _main_slice(run: Measured) -> SliceRecord | None:

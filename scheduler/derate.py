@@ -56,7 +56,7 @@ def _pairs(
     watching: Watching,
     repeats: int,
 ) -> Iterator[Pair]:
-    """A B A B …: what drifts slowly is in both of a pair. The first run's rate is that of all."""
+    """A B A B …: what drifts slowly is in both of a pair. The first run's rate is that of all, where it is a load."""
     for number in range(1, repeats + 1):
         before, after = keys(number)
         plan = plan_for(spec)

@@ -77,7 +77,7 @@ class MainTold(_Record):
     scenario: Scenario
     slice: str
     target_qps: float | None
-    """The same in every run; of the first, where it was not given."""
+    """The same in every run; of the first, where it was not given. Under Offline None: it is no load there."""
     min_duration_s: float | None
 
 
@@ -132,7 +132,13 @@ def alone(plan: Plan) -> Plan:
 
 
 def rate_of(result: Result) -> float | None:
-    """The rate that LoadGen ran main with: what was asked for, or what a calibration picked."""
+    """The rate that LoadGen loaded main with: what was asked for, or what a calibration picked; None under Offline.
+
+    Offline's only says how many samples LoadGen makes: a faster run needs more of them to last as long.
+    """
+    if result.main.scenario is Scenario.OFFLINE:
+        return None
+
     rate = result.main.settings.get("target_qps")
     return float(rate) if rate else None
 

@@ -5,7 +5,7 @@ the library object that ``open`` was given, so that tests put one in its place.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -200,8 +200,11 @@ class Nvml:
 
         return tuple(GpuProcess(process.pid, _mib_or_none(process.usedGpuMemory)) for process in found)
 
-    def sample(self, uuid: str) -> GpuSample:
+    def sample(self, uuid: str, fields: Collection[str] | None = None) -> GpuSample:
         """What a GPU does now; of a MIG device only its memory, the rest is shared by the whole GPU.
+
+        Args:
+            fields: those to ask; the others are None. None: all.
 
         Raises:
             NotFound: there is no such device.
@@ -211,6 +214,9 @@ class Nvml:
         unavailable: dict[str, str] = {}
 
         def ask(field: str, *calls: Callable[[], Any]) -> Any:
+            if fields is not None and field not in fields:
+                return None
+
             if uuid.startswith("MIG-") and field != "memory_used_mib":
                 unavailable[field] = "shared by all slices of the GPU: ask the GPU"
                 return None

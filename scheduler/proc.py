@@ -100,8 +100,9 @@ class ProcessFigures(NamedTuple):
     memory_mib: float
     """Resident."""
     threads: int
-    switches_voluntary: int
-    switches_involuntary: int
+    switches_voluntary: int | None
+    switches_involuntary: int | None
+    """None where the kernel does not count them."""
     """Of its main thread."""
 
 
@@ -150,8 +151,8 @@ class OpenProcess:
         return ProcessFigures(
             memory_mib=round(int(fields[21]) * _PAGE_BYTES / 2**20, 1),
             threads=int(fields[17]),
-            switches_voluntary=int(switches[1]) if switches else 0,
-            switches_involuntary=int(switches[2]) if switches else 0,
+            switches_voluntary=int(switches[1]) if switches else None,
+            switches_involuntary=int(switches[2]) if switches else None,
         )
 
     def children_cpu_s(self) -> float | None:

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from pydantic import ValidationError
 
-from scheduler import assignment, inspection, run, selection, sweep, telemetry
+from scheduler import assignment, inspection, judging, profile_row, run, selection, sweep, telemetry
 from scheduler.assignment import Assignment, slice_as_json
 from scheduler.clock import Clock
 from scheduler.errors import FolderDamaged, SeriesCutShort, SpecError
-from scheduler.events import Event
+from scheduler.events import Event, Exited, Failed, Finished, Stop
 from scheduler.profile_row import Row, Seen, latency_ms, row_of
 from scheduler.record import RunFolder
 from scheduler.series import Series
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SCHEMA_VERSION = 1
+STEP = "profile-step"
+"""The kind of the manifest in a step's folder."""
 LATENCIES_FILE = "latencies.npy"
 """As workloads/load_loop.py writes it."""
 LOAD_WITHIN_S = 900.0
@@ -225,25 +227,37 @@ def _follow(
 
 
 def _rows_of(step: Step, attempt: Attempt, folder: RunFolder, clock: Clock) -> list[Row]:
-    lines, unavailable = folder.lines("telemetry.jsonl"), _unavailable(folder)
-    measured = {name: figures(folder.path / name, one, clock) for name, one in attempt.outcomes.items()}
-    samples_on: Counter[str | None] = Counter()
-    for cell in step.cells:
-        samples_on[_gpu_of(cell.assignment.slice)] += int(measured[cell.assignment.name].get("samples", 0))
+    on = {cell.assignment.name: cell.assignment.slice for cell in step.cells}
+    where = {name: (one.id, _gpu_of(one)) for name, one in on.items()}
+    found = _all_figures(where, attempt.outcomes, folder, clock)
+    return [
+        row_of(cell, attempt.outcomes[name], len(step.cells), found[name])
+        for cell, name in zip(step.cells, step.names, strict=True)
+    ]
 
-    rows = []
-    for cell in step.cells:
-        one = cell.assignment
-        found, gpu = measured[one.name], _gpu_of(one.slice)
+
+def _all_figures(
+    where: Mapping[str, tuple[str, str | None]],
+    outcomes: Mapping[str, Outcome],
+    folder: RunFolder,
+    clock: Clock,
+) -> dict[str, dict[str, Any]]:
+    """The figures of each cell of a step, by field of Row; ``where``: its slice's id, and its GPU's UUID."""
+    lines, unavailable = folder.lines("telemetry.jsonl"), _unavailable(folder)
+    measured = {name: figures(folder.path / name, one, clock) for name, one in outcomes.items()}
+    samples_on: Counter[str | None] = Counter()
+    for name, (_, gpu) in where.items():
+        samples_on[gpu] += int(measured[name].get("samples", 0))
+
+    for name, (slice_id, gpu) in where.items():
+        found = measured[name]
         if found:
             window = float(found["begin_s"]), float(found["end_s"])
-            seen = Seen(lines, unavailable, window, one.slice.id, gpu)
+            seen = Seen(lines, unavailable, window, slice_id, gpu)
             found |= seen.figures(samples_on[gpu])
             found["unavailable"] = {**_of_torch(found), **seen.why()}
 
-        rows.append(row_of(cell, attempt.outcomes[one.name], len(step.cells), found))
-
-    return rows
+    return measured
 
 
 def figures(folder: Path, outcome: Outcome, clock: Clock) -> dict[str, Any]:
@@ -332,6 +346,58 @@ def read(folder: Path) -> list[Row]:
     return [row for path in paths for row in _rows(RunFolder(path.parent))]
 
 
+def steps_in(folder: Path) -> list[RunFolder]:
+    """The folders of the steps of a profile that are finished; of a step's folder, that one.
+
+    Raises:
+        FolderDamaged: it is of neither, or its manifest cannot be read.
+    """
+    if (folder / "series.json").exists():
+        return [RunFolder(path.parent) for path in sorted((folder / "runs").glob("*/result.json"))]
+
+    return [RunFolder(folder)] if RunFolder(folder).manifest().get("kind") == STEP else []
+
+
+def checked(step: RunFolder) -> list[tuple[Row, list[str]]]:
+    """Each row of a finished step, and in what it differs from what the step's own record says.
+
+    Raises:
+        FolderDamaged: the record cannot be read.
+    """
+    rows, story = _rows(step), step.story()
+    stopped = {what.name for _, what in story if isinstance(what, Stop)}
+    try:
+        manifest = step.manifest()
+        where = {cell["name"]: _where(cell["slice"]) for cell in manifest["cells"]}
+        outcomes = {row.cell: Outcome(stopped=row.why if row.cell in stopped else "") for row in rows}
+        for _, what in story:
+            if isinstance(what, Finished | Failed | Exited):
+                sweep.note(outcomes[what.name], what)
+
+        zero = manifest["clock_zero"]
+        found = _all_figures(where, outcomes, step, Clock(zero["monotonic_ns"], zero["utc"]))
+        again = [profile_row.again(row, outcomes[row.cell], found[row.cell]) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise FolderDamaged(
+            asked=f"the record of {step.path}",
+            found=f"{type(error).__name__}: {error}",
+            do="name the folder of a profile, as it was left",
+        ) from error
+
+    both = zip(rows, again, strict=True)
+    return [(row, judging.differences(row.model_dump(), one.model_dump())) for row, one in both]
+
+
+def unlike_its_steps(folder: Path, rows: Sequence[Row]) -> list[str]:
+    """Where the whole table differs from these rows of its steps: ``cell.field``; nothing where there is none yet."""
+    table = RunFolder(folder)
+    if not table.has_result() or not (folder / "series.json").exists():
+        return []
+
+    there, told = ({row.cell: row.model_dump() for row in each} for each in (_rows(table), rows))
+    return judging.differences(there, told)
+
+
 def answer(rows: Sequence[Row], about: Mapping[str, Any]) -> dict[str, Any]:
     """``result.json`` of the whole profile."""
     return {
@@ -365,7 +431,7 @@ def _rows(folder: RunFolder) -> list[Row]:
 def _manifest(step: Step, about: Mapping[str, Any], clock: Clock) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "kind": "profile-step",
+        "kind": STEP,
         "started_utc": clock.zero_utc,
         "clock_zero": {"monotonic_ns": clock.zero_ns, "utc": clock.zero_utc},
         "cells": [_cell_as_json(cell) for cell in step.cells],
@@ -391,7 +457,10 @@ def _alone(spec: RunSpec, slice_: Slice) -> Assignment:
 
 
 def _gpu_of(slice_: Slice) -> str | None:
-    if isinstance(slice_, MigSlice):
-        return slice_.gpu_uuid
+    return slice_.gpu_uuid if isinstance(slice_, MigSlice) else slice_.uuid
 
-    return slice_.uuid
+
+def _where(slice_: Mapping[str, Any]) -> tuple[str, str | None]:
+    """Of a slice as it is kept: its id, and the UUID of the GPU that it is of."""
+    placement = slice_.get("placement")
+    return slice_["id"], slice_["uuid"] if placement is None else placement["gpu_uuid"]

@@ -245,3 +245,13 @@ def row_of(cell: Cell, outcome: Outcome, together: int, figures: dict[str, objec
             **figures,
         }
     )
+
+
+def again(row: Row, outcome: Outcome, figures: dict[str, object]) -> Row:
+    """That row, with what became of the cell and all that was measured told anew."""
+    asked = {name: getattr(row, name) for name, field in Row.model_fields.items() if field.is_required()}
+    status, why = status_of(outcome)
+    facts = outcome.finished.facts if outcome.finished is not None else {}
+    return Row.model_validate(
+        {**asked, "status": status, "why": why, "notes": facts.get("notes", []), **figures}
+    )

@@ -1,7 +1,8 @@
 """Runs that answer one question together, in one folder, so that a kill at any moment loses one run at most.
 
 series.json     first: the question, and on what it is asked
-runs/<key>/     one run folder a key; an attempt that was cut short is kept beside it, as <key>.cut-1
+runs/<key>/     one run folder a key; an attempt that was cut short is kept beside it, as <key>.cut-1, and one that
+                was measured again as <key>.former-1
 result.json     last, by rename: the answer
 
 Whoever asks the same question again goes on with the folder: runs that came to a verdict are not repeated.
@@ -45,17 +46,29 @@ class Series:
         self.path = path
         self._own = RunFolder(path)
 
-    def run(self, key: str, plan: Plan, spec: RunSpec, machine: Machine, watching: Watching) -> Result:
+    def run(
+        self,
+        key: str,
+        plan: Plan,
+        spec: RunSpec,
+        machine: Machine,
+        watching: Watching,
+        *,
+        will_do: Callable[[Result], bool] = lambda _: True,
+    ) -> Result:
         """The result of the run of that key: as it is in the folder already, or of a run carried out now.
+
+        Args:
+            will_do: whether a result that is in the folder is taken; else it is moved aside and measured again, once.
 
         Raises:
             SeriesCutShort: the run was stopped, or could not run; the same command goes on from here.
         """
         done = self.finished(key)
-        if done is not None:
+        if done is not None and will_do(done[1]):
             return done[1]
 
-        folder, clock = self.new_run(key), Clock.start()
+        folder, clock = self.new_run(key, "cut" if done is None else "former"), Clock.start()
         with self.heeding_stops(key, folder), watching(plan, folder, clock) as watch:
             result = run.run(plan, spec, inspection.about(machine), clock, folder, watch)
 
@@ -96,13 +109,13 @@ class Series:
         result = judging.read_result(folder)
         return (folder, result) if judging.exit_code(result, folder) in CAME_TO_A_VERDICT else None
 
-    def new_run(self, key: str) -> RunFolder:
-        """An empty folder for the run of that key; an attempt that was cut short is moved aside."""
+    def new_run(self, key: str, before: str = "cut") -> RunFolder:
+        """An empty folder for the run of that key; what was there before is moved aside, named by that word."""
         runs = self.path / "runs"
         with disk_errors(self.path):
             runs.mkdir(exist_ok=True)
             if (runs / key).exists():
-                aside = next(path for n in count(1) if not (path := runs / f"{key}.cut-{n}").exists())
+                aside = next(path for n in count(1) if not (path := runs / f"{key}.{before}-{n}").exists())
                 (runs / key).rename(aside)
 
         return RunFolder.create(runs / key)
@@ -184,7 +197,7 @@ def to_go_on_with(parent: Path, question: Mapping[str, Any]) -> Path | None:
     candidates = sorted(parent.glob("*/series.json"), key=lambda path: path.stat().st_mtime_ns, reverse=True)
     for path in candidates:
         folder = RunFolder(path.parent)
-        if not folder.has_result() and _question(folder.path) == asked:
+        if not folder.has_result() and asked_of(folder.path) == asked:
             return folder.path
 
     return None
@@ -192,7 +205,7 @@ def to_go_on_with(parent: Path, question: Mapping[str, Any]) -> Path | None:
 
 def _claim(path: Path, asked: dict[str, Any]) -> None:
     """Write the question where there is none; else make sure that it is the same."""
-    there = _question(path)
+    there = asked_of(path)
     if there is None:
         others = [entry.name for entry in path.iterdir() if entry.name not in (".lock", ".series.json.draft")]
         if others:
@@ -211,7 +224,8 @@ def _claim(path: Path, asked: dict[str, Any]) -> None:
         )
 
 
-def _question(path: Path) -> dict[str, Any] | None:
+def asked_of(path: Path) -> dict[str, Any] | None:
+    """The question of the series in ``path``: None where there is none, empty where it cannot be read."""
     try:
         found = json.loads((path / "series.json").read_text(encoding="utf-8"))
         question: dict[str, Any] = found["question"]

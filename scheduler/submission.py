@@ -4,12 +4,15 @@ What is asked of runs is here, what is asked of the tree in submission_rules.py;
 rules before it is given its name.
 """
 
+import errno
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from scheduler import judging, submission_layout, submission_rules
 from scheduler import submission_text as text
@@ -114,15 +117,9 @@ def export(asked: Asked) -> list[str]:
     refused = [one for each in benchmarks for one in refusals(each, round_, asked.division)]
     _refuse(asked, [one.why for one in refused if not (asked.rehearsal and one.by_what_it_is)])
     if asked.output.exists() and (not asked.output.is_dir() or any(asked.output.iterdir())):
-        raise FolderTaken(
-            asked=f"a submission tree in {asked.output}",
-            found="that folder holds something already" if asked.output.is_dir() else "that is no folder",
-            do="name another --output, or move it away",
-        )
+        raise _taken(asked.output)
 
-    draft = asked.output.parent / f".{asked.output.name}.draft"
-    with disk_errors(asked.output):
-        shutil.rmtree(draft, ignore_errors=True)
+    with disk_errors(asked.output), _draft_of(asked.output) as draft:
         for each in benchmarks:
             _write_benchmark(draft, asked, round_, each)
 
@@ -130,15 +127,44 @@ def export(asked: Asked) -> list[str]:
         if asked.rehearsal:
             _write(draft / REHEARSAL, text.rehearsal_text(asked.round, [one.why for one in refused]))
 
-        problems = submission_rules.problems(files_of(draft), round_, rehearsal=asked.rehearsal)
-        if problems:
-            shutil.rmtree(draft)
-            _refuse(asked, problems)
-
-        asked.output.parent.mkdir(parents=True, exist_ok=True)
-        draft.replace(asked.output)
+        _refuse(asked, submission_rules.problems(files_of(draft), round_, rehearsal=asked.rehearsal))
+        name_it(draft, asked.output)
 
     return list(dict.fromkeys(one.why for one in refused))
+
+
+@contextmanager
+def _draft_of(output: Path) -> Iterator[Path]:
+    """A folder of this export's own beside ``output``, new; gone at the end, unless it was given its name."""
+    draft = output.parent / f".{output.name}.{uuid4().hex}.draft"
+    draft.mkdir(parents=True)
+    try:
+        yield draft
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def name_it(draft: Path, output: Path) -> None:
+    """Give a whole tree its name, at once; an empty folder of that name gives way.
+
+    Raises:
+        FolderTaken: something is there, perhaps another export's tree that was written meanwhile.
+    """
+    try:
+        draft.rename(output)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise _taken(output) from None
+
+        raise
+
+
+def _taken(output: Path) -> FolderTaken:
+    return FolderTaken(
+        asked=f"a submission tree in {output}",
+        found="that folder holds something already" if output.is_dir() else "that is no folder",
+        do="name another --output, or move it away",
+    )
 
 
 def _refuse(asked: Asked, reasons: Sequence[str]) -> None:

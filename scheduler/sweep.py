@@ -209,6 +209,17 @@ class Outcome:
     exit_code: int | None = None
 
 
+def note(outcome: Outcome, what: Finished | Failed | Exited) -> None:
+    """Take note in a cell's outcome of how it ended."""
+    match what:
+        case Finished():
+            outcome.finished = what
+        case Failed():
+            outcome.failed = what
+        case Exited():
+            outcome.exit_code = what.code
+
+
 class Attempt:
     """One step's state: events in, actions out.
 
@@ -258,12 +269,8 @@ class Attempt:
                 self.outcomes[name].ready = event
             case Issuing(name):
                 self._warm.add(name)
-            case Finished(name):
-                self.outcomes[name].finished = event
-            case Failed(name):
-                self.outcomes[name].failed = event
-            case Exited(name, _, code):
-                self.outcomes[name].exit_code = code
+            case Finished(name) | Failed(name) | Exited(name):
+                note(self.outcomes[name], event)
             case Stalled(name, at, last):
                 actions += self._stop([name], at, f"it completed nothing for {at - last:.0f} s")
             case StopRequested(at, reason):

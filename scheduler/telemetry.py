@@ -1,19 +1,20 @@
 """Samples of the machine while a run lasts: ``telemetry.jsonl``, one JSON line each, and ``telemetry.json``.
 
-A thread of the launcher takes them, never a worker, and spends no more than ``BUDGET``: the harness is to be quieter
-than what it measures. The machine and the workers are in every line. Asking a GPU takes some 5 ms of a core (seen on
-an H200): the devices take turns, as often as can be paid for. The columns are in columns.py; what the machine does
-not tell is None, with the reason once in ``telemetry.json``.
+A thread of the launcher takes them, never a worker, and spends hardly more than ``BUDGET``: the harness is to be
+quieter than what it measures. The machine and the workers are in every line. Asking a GPU takes some 5 ms of a core
+(seen on an H200): the devices take turns, as often as can be paid for, and power each second whatever it costs. The
+columns are in columns.py; what the machine does not tell is None, with the reason once in ``telemetry.json``.
 
 Of slices that are to be idle it is also told who computes there: ``idle.json``, for GPUs before and after the run,
 and in each line of ``telemetry.jsonl`` how long the CPU cores have worked.
 """
 
+import math
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from scheduler.clock import Clock, process_cpu_s, thread_cpu_s
@@ -22,16 +23,19 @@ from scheduler.errors import GpuError, RecordError
 from scheduler.proc import BusyTimes, OpenFile, OpenMachine, OpenProcess
 from scheduler.record import RunFolder
 from scheduler.telemetry_gpus import Gpus, opened, opened_nvml
-from scheduler.turns import Learn, Line, Living, Slowly, Turn, Watched, merge
+from scheduler.turns import SLOW_EVERY_S, Learn, Line, Living, Slowly, Turn, Watched, merge
 from workloads.progress import MARK_BYTES, MARK_FILE, mark_of
 
 BUDGET, SAVED_S = 0.0085, 1.0
 """Of a core, for sampling, and for how long it may be saved up. With the supervisor's own work the launcher stays
 under 1 %."""
-DEVICES_SHARE = 0.3
+DEVICES_SHARE = 0.5
 """Of the budget, where there are devices: theirs, beside what the rest of a line leaves."""
+UNPAID_EVERY_S = 0.7
+"""As often one of the devices has its turn even if it is not paid for; a board's power every SLOW_EVERY_S, as a cell of
+3 s needs two of its samples."""
 
-SOURCES = {"host": "psutil and /proc/stat", "workers": "/proc and progress.bin"}
+SOURCES = {"host": "/proc/stat and /proc/meminfo", "workers": "/proc and progress.bin"}
 
 
 @contextmanager
@@ -122,6 +126,57 @@ class Account:
         self.left_s -= cpu_s
 
 
+@dataclass(slots=True)
+class _Waiting:
+    turn: Turn
+    longest_s: float
+    since_s: float = -math.inf
+
+    def patience_over(self, now_s: float) -> bool:
+        return now_s - self.since_s >= self.longest_s
+
+
+class Devices:
+    """Gives the devices their turns, whoever waits longest first: as long as these are paid for, and one that has
+    waited too long whether it is or not.
+
+    Args:
+        cpu_s: tells the CPU time that was taken so far.
+    """
+
+    def __init__(self, gpus: Gpus, clock: Clock, cpu_s: Callable[[], float] = thread_cpu_s) -> None:
+        self._waiting = [_Waiting(one, SLOW_EVERY_S) for one in gpus.powers]
+        self._waiting += [_Waiting(one, UNPAID_EVERY_S * len(gpus.turns)) for one in gpus.turns]
+        self._clock = clock
+        self._cpu_s = cpu_s
+        self.share = DEVICES_SHARE if self._waiting else 0.0
+        self.account = Account(self.share)
+
+    def ask(self, line: Line, now_s: float, learn: Learn, longest_s: float, *, free: bool = False) -> float:
+        """Add to the line what those say that have their turn; gives the CPU time that took.
+
+        Args:
+            longest_s: no further one is asked this long after ``now_s``.
+            free: nothing is spent, however many are asked.
+        """
+        began_s, spent_s = self._cpu_s() if self._waiting else 0.0, 0.0
+        for number in range(len(self._waiting)):
+            one = max(self._waiting, key=lambda each: (each.patience_over(now_s), now_s - each.since_s))
+            paid = free or spent_s < self.account.left_s or one.patience_over(now_s)
+            waited_s = self._clock.now() - now_s  # a GPU's PCIe throughput takes 40 ms to ask, of no core
+            if not paid or (number and waited_s > longest_s):
+                break
+
+            merge(line, one.turn.take(now_s, learn))
+            one.since_s = now_s
+            spent_s = self._cpu_s() - began_s
+
+        if not free:
+            self.account.spend(spent_s)
+
+        return spent_s
+
+
 class _Sampler:
     """Writes a line as often as it was asked to, and gives each device its turn as often as the budget allows."""
 
@@ -139,9 +194,8 @@ class _Sampler:
         self._clock = clock
         self._period_s = 1 / rate_hz
         self._always = always
-        self._devices = deque(gpus.turns)
-        share = DEVICES_SHARE if gpus.turns else 0.0
-        self._for_lines, self._for_devices = Account(1 - share), Account(share)
+        self._devices = Devices(gpus, clock)
+        self._for_lines = Account(1 - self._devices.share)
         self._unavailable: dict[str, str] = {}
         self._told = Telemetry(rate_hz=rate_hz, sources={**SOURCES, **gpus.sources})
         self._lines = self._late = 0
@@ -170,7 +224,7 @@ class _Sampler:
             self._late += now_s - due_s > self._period_s
             due_s = max(due_s + self._period_s, now_s)  # a sample that was missed is not made up for
             unused_s = self._for_lines.earn(now_s - before_s)
-            self._for_devices.earn(now_s - before_s, unused_s)
+            self._devices.account.earn(now_s - before_s, unused_s)
             before_s = now_s
             try:
                 self._sample(now_s)
@@ -185,7 +239,7 @@ class _Sampler:
             for turn in self._always:
                 merge(line, turn.take(now_s, self._learn))
 
-        devices_s = self._ask_devices(line, now_s, free=first)
+        devices_s = self._devices.ask(line, now_s, self._learn, self._period_s / 2, free=first)
         if len(line) > 1:
             self._append(line)
             self._lines += 1
@@ -195,25 +249,9 @@ class _Sampler:
 
         cpu_s = thread_cpu_s()
         if not first:
-            self._for_devices.spend(devices_s)
             self._for_lines.spend(cpu_s - self._cpu_s - devices_s)
 
         self._cpu_s = cpu_s
-
-    def _ask_devices(self, line: Line, now_s: float, *, free: bool) -> float:
-        """CPU time that those took that had their turn."""
-        began_s = thread_cpu_s() if self._devices else 0.0
-        spent_s = 0.0
-        for _ in range(len(self._devices)):
-            waited_s = self._clock.now() - now_s  # a GPU's PCIe throughput takes 40 ms to ask, of no core
-            if (spent_s >= self._for_devices.left_s and not free) or waited_s > self._period_s / 2:
-                break
-
-            merge(line, self._devices[0].take(now_s, self._learn))
-            self._devices.rotate(-1)
-            spent_s = thread_cpu_s() - began_s
-
-        return spent_s
 
     def _learn(self, column: str, why: str) -> None:
         self._unavailable.setdefault(column, why)
@@ -352,6 +390,10 @@ class _Workers:
         children_cpu_s = process.children_cpu_s()
         if children_cpu_s is None:
             learn(f"workers.{name}.children_cpu_s", "it has ended, or this kernel tells no children")
+
+        if figures is not None and figures.switches_voluntary is None:
+            for column in ("switches_voluntary", "switches_involuntary"):
+                learn(f"workers.{name}.{column}", "this kernel does not count them")
 
         return {**(figures._asdict() if figures else {}), "children_cpu_s": children_cpu_s}
 

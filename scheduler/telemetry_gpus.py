@@ -20,20 +20,26 @@ if TYPE_CHECKING:
 PidsOn = Callable[[str], list[int]]
 """Slice id → the pids of the benchmarks that live there now."""
 
+POWER_COLUMNS = ("power_w", "energy_j")
 GPU_COLUMNS = (
-    *("power_w", "energy_j", "sm_clock_mhz", "memory_clock_mhz", "temperature_c"),
+    *("sm_clock_mhz", "memory_clock_mhz", "temperature_c"),
     *("utilisation_percent", "memory_used_mib", "throttle_reasons"),
 )
-"""Of ``nvml.GpuSample``."""
+"""Of ``nvml.GpuSample``, both."""
 COUNTED = ("throttled_s", "ecc_corrected", "ecc_uncorrected")
 """Of ``nvml_counters.GpuCounters``."""
+COUNTED_EVERY_S = 3.0
+"""They and PCIe take most of a board's time."""
 
 
 @dataclass(slots=True)
 class Gpus:
     """What there is to ask; nothing, where no slice is on a GPU."""
 
+    powers: list[Turn] = field(default_factory=list)
+    """Few columns, that each second is to have; one a board."""
     turns: list[Turn] = field(default_factory=list)
+    """The rest."""
     sources: dict[str, str] = field(default_factory=dict)
     states: Callable[[], dict[str, GpuState]] = dict
     """By UUID: how each is set up now, what it has counted, who computes on it."""
@@ -79,7 +85,7 @@ def of(
     dcgm_url: str | None,
     until_the_end: ExitStack,
 ) -> Gpus:
-    """The turns of these slices and of their GPUs, one a GPU and one a GPU instance."""
+    """The turns of these slices and of their GPUs: two a GPU and one a GPU instance."""
     from scheduler import nvml_gpm
 
     uuids = list(dict.fromkeys(_gpu_uuid(one) for one in devices))
@@ -97,23 +103,44 @@ def of(
         instance = one.gpu_instance_id if isinstance(one, MigSlice) else None
         groups.setdefault((_gpu_uuid(one), instance), []).append(one)
 
+    powers: list[Turn] = [_Power(nvml, uuid) for uuid in uuids]
     turns: list[Turn] = [_Board(nvml, uuid) for uuid in uuids]
     turns += [_Instance(nvml, key, slices, source, pids_on, booked) for key, slices in groups.items()]
     sources = {"gpus": "NVML", "slices": "/proc/stat and NVML", "activity": told}
-    return Gpus(turns, sources, lambda: _states(nvml, uuids))
+    return Gpus(powers, turns, sources, lambda: _states(nvml, uuids))
 
 
-class _Board:
-    """One whole GPU: what its slices share."""
+class _Power:
+    """What one whole GPU draws, and has drawn."""
 
     def __init__(self, nvml: "Nvml", uuid: str) -> None:
         self._nvml = nvml
         self._uuid = uuid
-        self._slowly = Slowly()
+
+    def take(self, _now_s: float, learn: Learn) -> Line:
+        try:
+            sample = self._nvml.sample(self._uuid, POWER_COLUMNS)
+        except GpuError as error:
+            learn(f"gpus.{self._uuid}", error.found)
+            return {}
+
+        for column, reason in sample.unavailable.items():
+            learn(f"gpus.{self._uuid}.{column}", reason)
+
+        return {"gpus": {self._uuid: {column: getattr(sample, column) for column in POWER_COLUMNS}}}
+
+
+class _Board:
+    """One whole GPU: what else its slices share."""
+
+    def __init__(self, nvml: "Nvml", uuid: str) -> None:
+        self._nvml = nvml
+        self._uuid = uuid
+        self._slowly = Slowly(COUNTED_EVERY_S)
 
     def take(self, now_s: float, learn: Learn) -> Line:
         try:
-            sample = self._nvml.sample(self._uuid)
+            sample = self._nvml.sample(self._uuid, GPU_COLUMNS)
             counted, why = self._slow_columns() if self._slowly.due(now_s) else ({}, {})
         except GpuError as error:
             learn(f"gpus.{self._uuid}", error.found)

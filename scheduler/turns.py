@@ -9,8 +9,9 @@ from scheduler.slices import Slice
 Line = dict[str, Any]
 """A line of ``telemetry.jsonl``, or what one turn adds to it; columns.py has its schema."""
 
-SLOW_EVERY_S = 1.0
-"""For columns that change slowly, or cost more than the rest: in the other lines they are not."""
+SLOW_EVERY_S = 0.95
+"""Once a second, less what a line may be early: for columns that change slowly, or cost more than the rest. In the
+other lines they are not."""
 
 Learn = Callable[[str, str], None]
 """Told ``slices.gpu0.sm_active`` and why it is not available; only the first time counts."""
@@ -35,9 +36,10 @@ class Watched:
 
 
 class Slowly:
-    """Says yes once in ``SLOW_EVERY_S`` at most."""
+    """Says yes once in so long at most."""
 
-    def __init__(self) -> None:
+    def __init__(self, every_s: float = SLOW_EVERY_S) -> None:
+        self._every_s = every_s
         self._due_s = float("-inf")
 
     def due(self, now_s: float) -> bool:
@@ -45,14 +47,14 @@ class Slowly:
         if now_s < self._due_s:
             return False
 
-        self._due_s = now_s + SLOW_EVERY_S
+        self._due_s = now_s + self._every_s
         return True
 
 
 def merge(line: Line, said: Line) -> None:
-    """Add what one turn said. Two turns may tell of one slice: its cores, its device."""
+    """Add what one turn said. Two turns may tell of one slice: its cores, its device; or of one GPU."""
     for part, found in said.items():
-        if part == "slices":
+        if part in ("slices", "gpus"):
             for name, columns in found.items():
                 line.setdefault(part, {}).setdefault(name, {}).update(columns)
         else:

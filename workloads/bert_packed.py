@@ -165,7 +165,7 @@ class PackedBert:
         self._network = PackedNetwork(network, longest, form)
         if form is not None:
             notes.append(told(len(network.bert.encoder.layer) * PRODUCTS_A_LAYER, form))
-            notes += [FLAT] if options.weights is None else []
+            notes += [FLAT] if options.weights is None and options.size == "full" else []
 
         self._longest = longest
         self._engine = chosen(options)
@@ -189,25 +189,27 @@ class PackedBert:
 
     def begin(self, batch: Packed) -> OnItsWay:
         """Begin a batch; its logits, float32 [tokens or more, 2], arrive."""
-        step = next((step for step in LADDER if step >= batch.tokens), None) if self._graphs else None
+        step = step_for(batch.tokens, self._most) if self._graphs else None
         tokens = -(-batch.tokens // ALIGNED) * ALIGNED if step is None else step
+        self._last_tokens = tokens
         staged = self._staged[0]
         self._staged.rotate(-1)
         fill(staged.numpy(), batch, tokens, self._bounds, self._longest)
         used = 3 * tokens + self._bounds
         with torch.inference_mode():
             self._on_device[:used].copy_(staged[:used], non_blocking=True)
-            logits = self._graphs.replay(tokens) if self._graphs and step else self._run(tokens)
-            return self._copies.fetch(logits, self._most)
+            return self._copies.fetch(self._compute(tokens), self._most)
 
     def bare(self) -> None:
         """Compute the last batch once more; the GPU has it."""
         with torch.inference_mode():
-            self._run(self._last_tokens)
+            self._compute(self._last_tokens)
+
+    def _compute(self, tokens: int) -> Tensor:
+        """What is on the device, as so many tokens: by their graph, if they have one."""
+        return self._graphs.replay(tokens) if self._graphs and tokens in LADDER else self._run(tokens)
 
     def _run(self, tokens: int) -> Tensor:
-        """What is on the device, as so many tokens."""
-        self._last_tokens = tokens
         words = self._on_device[: 3 * tokens].view(3, tokens)
         return self._forward(words, self._on_device[3 * tokens : 3 * tokens + self._bounds])
 
@@ -247,6 +249,11 @@ class PackedBert:
             "beyond; samples packed without padding"
         )
         return graphs
+
+
+def step_for(tokens: int, most: int) -> int | None:
+    """The least of the ladder's steps that holds so many tokens; None where there is no such step up to ``most``."""
+    return next((step for step in LADDER if tokens <= step <= most), None)
 
 
 def fill(staged: npt.NDArray[np.int32], batch: Packed, tokens: int, bounds: int, longest: int) -> None:

@@ -188,11 +188,12 @@ def told(found: Calibration, scenario: Scenario) -> list[str]:
 
 
 def has_new(found: Calibration, earlier: Earlier | None) -> bool:
-    """Whether it found anything that the earlier one had not."""
+    """Whether it found anything that the earlier one had not. A lower rate at the same batch times is not: whoever was
+    in its way may be gone the next time, and of a rate that holds no higher one would be tried any more."""
     if earlier is None or found.earlier_utc is None:
         return True
 
-    return not found.given and found.target_qps != earlier.target_qps
+    return not found.given and found.target_qps > (earlier.target_qps or 0.0)
 
 
 def _here(job: Callable[[], Timed]) -> Timed:

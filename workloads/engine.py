@@ -7,6 +7,7 @@ thread: cuDNN's plans, which do, were chosen when it was captured.
 
 from collections import deque
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -142,11 +143,27 @@ class Graphs:
 
         current.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads of the process may use CUDA meanwhile (LoadGen's pins samples).
-        with torch.cuda.graph(graph, pool=self._pool, stream=aside, capture_error_mode="thread_local"):
-            outputs = self._function(bucket)
+        try:
+            # Where a capture fails, torch 2.11 leaves its stream as the current one: this puts the former back.
+            with torch.cuda.stream(current), recording(graph, pool=self._pool, stream=aside):
+                outputs = self._function(bucket)
+        except RuntimeError:
+            end_failed_capture()
+            raise
 
         return graph, outputs
+
+
+recording = partial(torch.cuda.graph, capture_error_mode="thread_local")
+"""Captures what is launched within; other threads of the process may use CUDA meanwhile (LoadGen's pins samples)."""
+
+
+def end_failed_capture() -> None:
+    """Capture something that can be: until then torch 2.11 takes its generator of random numbers to be in the capture
+    that failed, and refuses to draw any (CUDAGeneratorImpl.cpp: ``capturing_``)."""
+    place = torch.zeros(1, device="cuda")
+    with recording(torch.cuda.CUDAGraph()):
+        place.zero_()
 
 
 def engine_for(function: Function, options: WorkloadOptions, notes: list[str]) -> Eager | Graphs:

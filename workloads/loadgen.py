@@ -111,11 +111,12 @@ def measure(
         Exception: whatever the workload raises while no test runs.
     """
     with Bench(workload, settings, batch_size, folder, on_error) as bench:
+        lease = None if settings.batch_times_ns else lease  # they were measured elsewhere: that is kept there
         former = None if lease is None else kept_times.earlier(lease, way(settings, batch_size))
         calibration = bench.calibrate(former)
         qps, notes, tests = calibration.target_qps, list(calibration.notes), 0
         notes += told(calibration, settings.scenario)
-        if lease is not None and not settings.batch_times_ns and has_new(calibration, former):
+        if lease is not None and has_new(calibration, former):
             notes += _kept(lease, way(settings, batch_size), calibration, qps)
 
         while True:

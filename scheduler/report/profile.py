@@ -202,7 +202,7 @@ def _distribution(folder: Path, rows: Sequence[Row]) -> Figure:
             axis.yaxis.set_major_locator(FixedLocator((0, *NINES)))
             axis.yaxis.set_major_formatter(FuncFormatter(lambda part, _at: f"{100 * part:.6g} %"))
             axis.set_xlabel("latency, ms")
-            axis.legend(frameon=False, fontsize=7)
+            axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5))
         else:
             _say_why(axis, panel.rows, "")
 

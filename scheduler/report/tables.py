@@ -3,6 +3,7 @@
 Times are seconds on the run's monotonic clock, whose zero is the manifest's ``clock_zero``.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -338,7 +339,7 @@ def load_series(path: Path | str) -> SeriesTables:
     runs = {
         one.name: one
         for one in sorted((place / "runs").glob("*"))
-        if (one / "result.json").exists() and ".cut-" not in one.name
+        if (one / "result.json").exists() and not re.search(r"\.(cut|former)-\d+$", one.name)
     }
     return SeriesTables(
         path=place,

@@ -3,14 +3,18 @@
 import json
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from scheduler import submission, submission_rules
 from scheduler.cli import root
-from scheduler.errors import HeteroMigError
+from scheduler.errors import FolderTaken, HeteroMigError
+from scheduler.spec import loadgen_round
 from tests.cli.program import call
 from tests.house import ROOT
 
@@ -110,6 +114,22 @@ def test_a_sut_that_computes_a_sample_of_a_batch_once_fails_04(honest: Path, tmp
     assert found.keys() == {"performance of TEST04", "TEST04 run"}
     assert found["performance of TEST04"].endswith("as if answers were kept")
     assert "the minimum duration was not met" in found["TEST04 run"]
+
+
+def test_an_invalid_performance_run_is_made_again_by_the_same_command_and_a_valid_one_kept(tmp_path: Path):
+    sut, runs = tmp_path / "suts.py", tmp_path / "audit" / "runs"
+    asked = ("TEST04", f"{sut}:Honest", tmp_path / "audit", "--round", "v6.1", "--target-qps", "400")
+    sut.write_text(SUTS.read_text().replace("1024, 0.004", "1024, 0.00001"))
+    hasty = audited(*asked)
+    assert (hasty["verdict"], list(hasty["runs"])) == ("FAIL", ["performance"])
+    assert "the minimum duration was not met" in failed(hasty)["performance run"]
+
+    sut.write_text(SUTS.read_text())
+    answer = audited(*asked)
+    assert (answer["verdict"], list(answer["runs"])) == ("PASS", ["performance", "TEST04"]), failed(answer)
+    assert {path.name for path in runs.iterdir()} == {"performance", "performance.former-1", "TEST04"}
+    validated, told = said_at_once("validate", str(tmp_path / "audit"))
+    assert (validated, "performance.former-1: INVALID" in told) == (0, True), told
 
 
 @pytest.mark.slow
@@ -224,6 +244,60 @@ def test_a_rehearsal_of_small_models_is_written_marked_and_passes_the_rules(
     assert (code, "holds something already" in told) == (2, True), told
     code, told = export(as_resnet50, tmp_path / "tree" / "NOT-FOR-SUBMISSION.md", "--rehearsal")
     assert (code, "that is no folder" in told) == (2, True), told
+
+
+def test_two_exports_into_one_folder_do_not_meet_and_the_second_is_told(
+    as_resnet50: list[str], tmp_path: Path
+):
+    place, together = tmp_path / "place", Barrier(4)
+    place.mkdir()
+
+    def one(_: int) -> str:
+        asked = submission.Asked(
+            round="v6.1",
+            folders=tuple(map(Path, as_resnet50)),
+            submitter="ORG",
+            system="SYS",
+            system_type=None,
+            division="closed",
+            system_fields={},
+            rehearsal=True,
+            output=place / "tree",
+        )
+        together.wait()
+        try:
+            submission.export(asked)
+        except FolderTaken as error:
+            return error.found
+
+        return "written"
+
+    with ThreadPoolExecutor(4) as threads:
+        told = sorted(threads.map(one, range(4)))
+
+    assert told == [*["that folder holds something already"] * 3, "written"]
+    assert [path.name for path in place.iterdir()] == ["tree"]
+    assert (
+        submission_rules.problems(submission.files_of(place / "tree"), loadgen_round("v6.1"), rehearsal=True)
+        == []
+    )
+
+
+def test_a_tree_takes_its_name_at_once_or_not_at_all(tmp_path: Path):
+    draft, file = tmp_path / "draft", tmp_path / "file"
+    (draft / "closed").mkdir(parents=True)
+    file.touch()
+    with pytest.raises(FolderTaken, match="that is no folder"):
+        submission.name_it(draft, file)
+
+    (tmp_path / "tree" / "open").mkdir(parents=True)
+    with pytest.raises(FolderTaken, match="holds something already"):
+        submission.name_it(draft, tmp_path / "tree")
+
+    (tmp_path / "tree" / "open").rmdir()
+    submission.name_it(draft, tmp_path / "tree")
+    assert (tmp_path / "tree" / "closed").is_dir()
+    assert not draft.exists()
 
 
 def test_without_that_word_every_reason_is_told_and_nothing_written(as_resnet50: list[str], tmp_path: Path):

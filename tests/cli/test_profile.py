@@ -73,6 +73,20 @@ def test_a_profile_from_cells_to_table_and_pictures(tmp_path: Path):
     assert [Row.model_validate(row) for row in json.loads(again.stdout)] == rows
     assert "4 of 4 steps are there already" in again.stderr
 
+    validated = call("validate", "out", cwd=tmp_path)
+    assert (validated.returncode, validated.stdout.split("\n", 1)[0]) == (0, "fixed-b1-c2-cpu0: measured")
+    assert "4 rows held against their record, 4 as it says" in validated.stderr
+    step = folder / "runs" / rows[0].cell
+    kept = (step / "result.json").read_text()
+    (step / "result.json").write_text(kept.replace(str(rows[0].latency_p99_ms), "1.0"))
+    for place in ("out", f"out/runs/{rows[0].cell}"):
+        spoilt = call("validate", place, cwd=tmp_path)
+        assert spoilt.returncode == 1
+        told = f"{rows[0].cell}: these do not follow from its record: latency_p99_ms"
+        assert spoilt.stderr.startswith(told), spoilt.stderr
+        assert (f"not that of runs/: {rows[0].cell}.latency_p99_ms" in spoilt.stderr) == (place == "out")
+
+    (step / "result.json").write_text(kept)
     (folder / "result.json").unlink()
     (folder / "profile.csv").unlink()
     (folder / "profile.csv").symlink_to("/dev/full")

@@ -14,11 +14,21 @@ from workloads.quantised import ScaledLinear
 
 pytestmark = pytest.mark.gpu
 
-LEAST = {"llama": 60}
-"""Fidelity of 8 bits, in %, where 80 is too much to ask: of a text only the tokens up to its first difference are
-compared, so one flip of nearly equal logits weighs as much as all that were equal before it; some 25 tokens of a small
-random network."""
+LEAST = {"tf32": 90, "int8": 75, "fp8": 55}
+"""Fidelity of small networks with random weights, in %, below the least of eight seeds, emulated on a CPU (llama's in
+fp8: 69): GPUs with other numbers of SMs draw other weights."""
 QUANTISED = [name for name, entry in CATALOG.items() if "int8" in entry.precisions]
+COMPILED = ("bert", "minilm", "vision-transformer")
+"""One of each way: samples packed, text, images. (Of llama nothing is compiled.)"""
+ASKED: list[tuple[str, EngineName, Precision]] = [
+    *((name, "graph", precision) for name in QUANTISED for precision in ("fp8", "int8")),
+    *((name, "graph", "tf32") for name in ("bert", "llama", "swin-transformer")),
+    *((name, "compile", precision) for name in COMPILED for precision in ("fp8", "int8")),
+    ("minilm", "compile", "tf32"),
+]
+"""All networks in 8 bits; what is slow to make, compiled ones, of each kind."""
+SAMPLES = 32
+"""In batches of 8."""
 
 
 def options(precision: Precision, engine: EngineName = "auto") -> WorkloadOptions:
@@ -87,21 +97,20 @@ def near(found: Rows, wanted: Rows) -> None:
     assert (found.values.float() != wanted.values.float()).float().mean() < 0.01
 
 
-@pytest.mark.parametrize("precision", ["tf32", "fp8", "int8"])
-@pytest.mark.parametrize("engine", ["graph", "compile"])
-@pytest.mark.parametrize("name", QUANTISED)
+@pytest.mark.parametrize(("name", "engine", "precision"), ASKED)
 def test_it_answers_nearly_as_the_reference(name: str, engine: EngineName, precision: Precision):
     asked(precision)
     workload = build(name, options(precision, engine))
     workload.load()
-    samples = list(range(8))
+    samples = range(SAMPLES)
     workload.load_samples(samples)
-    answers = output_bytes(workload.predict(samples))
+    batches = [samples[at : at + 8] for at in range(0, SAMPLES, 8)]
+    answers = [answer for batch in batches for answer in output_bytes(workload.predict(batch))]
     with without_tf32():
         references = workload.reference(samples)
 
     told = getattr(workload, "fidelity", by_kind)(zip(answers, references, strict=True))
-    assert told.value > (99 if precision == "tf32" else LEAST.get(name, 80))
+    assert told.value > LEAST[precision]
 
 
 @pytest.mark.parametrize("name", ["resnet50", "rnnt", "dlrm", "3d-unet"])

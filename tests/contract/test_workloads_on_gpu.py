@@ -7,10 +7,18 @@ from workloads.protocol import Precision, WorkloadOptions, output_bytes
 
 pytestmark = pytest.mark.gpu
 
+OWN_KERNELS = ("bert", "dlrm", "rnnt", "ssd-resnet34", "retinanet", "llama", "bert:train")
+"""Of those that compute otherwise in 16 bits than in 32, or by kernels that are compiled for each dtype."""
+ASKED: list[tuple[str, Precision]] = [
+    *((name, "fp16") for name in CATALOG),
+    *((name, "bf16") for name in OWN_KERNELS),
+    *((name, "fp32") for name in ("resnet50", "3d-unet", "ssd-mobilenet", "minilm", "matmul", *OWN_KERNELS)),
+]
+"""The default of all; other precisions of one of each kind. (A reference is in fp32 anyway.)"""
+
 
 @pytest.mark.filterwarnings("ignore:RNN module weights are not part")  # torch has bf16 LSTMs compacted a call
-@pytest.mark.parametrize("precision", ["fp16", "bf16", "fp32"])
-@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize(("name", "precision"), ASKED)
 def test_a_batch_is_answered(name: str, precision: Precision):
     options = WorkloadOptions(
         size="small", device="cuda", precision=precision, batch_size=4, seed=1, threads=4, memory_mib=8192

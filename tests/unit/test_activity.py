@@ -188,6 +188,10 @@ def test_what_workers_have_started_is_theirs():
         for line in quiet()
     ]
     assert list(findings(seen(forked), WINDOW)) == []
+    short = (forked[0].at_s, forked[0].at_s + 1.5)  # they are told once a second: here once
+    first, second, *_ = [line for line in forked if short[0] <= line.at_s <= short[1]]
+    assert [bool(line.workers["main"].children_cpu_s) for line in (first, second)].count(True) == 1
+    assert list(findings(seen([first, second]), short)) == []
     once = [
         line if line.at_s == 12 else line.model_copy(update={"workers": {"back": line.workers["back"]}})
         for line in quiet()

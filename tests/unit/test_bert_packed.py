@@ -2,9 +2,11 @@
 
 import numpy as np
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workloads.bert import Bert
-from workloads.bert_packed import Packed, PackedNetwork, fill
+from workloads.bert_packed import LADDER, Packed, PackedNetwork, fill, step_for
 from workloads.protocol import WorkloadOptions
 
 CPU = WorkloadOptions(
@@ -47,3 +49,12 @@ def test_tokens_too_many_are_sequences_of_their_own():
     assert not words[:, 5:].any()
     assert staged[48:55].tolist() == [0, 2, 5, 9, 13, 16, 16]
     assert staged[55] == -1
+
+
+@given(st.integers(1, 5000), st.integers(256, 5000))
+def test_a_step_holds_the_tokens_and_has_room(tokens: int, most: int):
+    """1025 tokens of nine short samples: the next step, 1536, is more than a batch of nine has room for."""
+    step = step_for(tokens, most)
+    assert step is None or tokens <= step <= most
+    assert step == min((each for each in LADDER if tokens <= each <= most), default=None)
+    assert step_for(1025, 9 * 128 + 128) is None

@@ -47,7 +47,16 @@ def test_offline_has_the_derating_of_throughput_alone():
     assert ratio.interval[0] < 0.95 < ratio.interval[1] < 0.97
     assert ratio.words == "difference"
     assert found.background == {"cpu1": "fixed"}
-    assert found.main.target_qps == 120.0
+    assert found.main.target_qps is None
+
+
+def test_offlines_rate_is_no_load_and_a_run_that_needs_more_samples_is_compared():
+    faster = {"target_qps": 160.0, "min_sample_count": 1600, "samples_per_query": 1760}
+    company = measured(137.0, key="01-hetero", company=True, settings=faster)
+    found = answer([Pair(measured(), company)], repeats=1)
+    assert (found.verdict, found.main.target_qps) == ("VALID", None)
+    assert found.ratios[0].ratio == pytest.approx(1.37)
+    assert rate_of(company.result) is None
 
 
 @pytest.mark.parametrize(
@@ -104,7 +113,7 @@ def test_a_first_run_that_is_invalid_has_no_ratios():
         ({"precision": "bf16"}, "precision"),
         ({"size": "full"}, "size"),
         ({"batch_size": 8}, "batch size"),
-        ({"settings": {"target_qps": 130.0}}, "setting target_qps"),
+        ({"settings": {"min_duration_ms": 5_000}}, "setting min_duration_ms"),
         ({"host": {"hostname": "one", "versions": {"torch": "2.16.0"}}}, "version of torch"),
         ({"gpus": {"driver": {"version": "575.1"}}}, "driver version"),
         ({"slice": "cpu1"}, "slice"),
@@ -118,13 +127,15 @@ def test_runs_under_other_conditions_are_not_compared(changed: dict[str, Any], n
     assert any(message.startswith(f"{named} is ") and "02-hetero" in message for message in breaches)
 
 
-def test_a_rate_as_loadgen_rounds_it_is_the_same_rate():
-    calibrated = measured(key="01-baseline", settings={"target_qps": 4863352.0, "min_sample_count": 8024528})
-    given = measured(
-        key="01-hetero", company=True, settings={"target_qps": 4863350.0, "min_sample_count": 8024525}
+@pytest.mark.parametrize(("rate", "verdict"), [(4863350.0, "VALID"), (4864000.0, "INVALID")])
+def test_a_rate_as_loadgen_rounds_it_is_the_same_load_and_another_is_another(rate: float, verdict: str):
+    calibrated = measured(scenario=Scenario.SERVER, settings={"target_qps": 4863352.0})
+    given = measured(key="01-hetero", company=True, scenario=Scenario.SERVER, settings={"target_qps": rate})
+    found = answer([Pair(calibrated, given)], repeats=1)
+    assert (found.verdict, found.main.target_qps) == (verdict, 4863352.0)
+    assert [one.message.split(" is ")[0] for one in found.findings if one.severity == "breach"] == (
+        [] if verdict == "VALID" else ["setting target_qps"]
     )
-    assert answer([Pair(calibrated, given)], repeats=1).verdict == "VALID"
-    assert rate_of(calibrated.result) == 4863352.0
 
 
 def test_throttled_clocks_are_told_and_not_refused():

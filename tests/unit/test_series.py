@@ -83,6 +83,18 @@ def test_an_attempt_cut_short_is_kept_beside_the_new_one(tmp_path: Path):
     assert there == {"base-1": "2", "base-1.cut-1": "0", "base-1.cut-2": "1"}
 
 
+def test_a_run_that_was_measured_again_is_kept_under_another_word(tmp_path: Path):
+    with series.opened(tmp_path, QUESTION) as runs:
+        for word in ("cut", "former", "cut"):
+            runs.new_run("base-1", word)
+
+    assert {path.name for path in (tmp_path / "runs").iterdir()} == {
+        "base-1",
+        "base-1.former-1",
+        "base-1.cut-1",
+    }
+
+
 def test_a_damaged_result_is_told_and_not_run_again(tmp_path: Path):
     with series.opened(tmp_path, QUESTION) as runs:
         (runs.new_run("base-1").path / "result.json").write_text("{}")
