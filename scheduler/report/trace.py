@@ -50,7 +50,7 @@ def _run(tables: RunTables) -> Iterator[dict[str, Any]]:
         words = " ".join((type(what).__name__, getattr(what, "name", ""))).strip()
         category = "action" if isinstance(what, Action) else "event"
         at = {"pid": 0, "tid": BATCHES, "ts": _us(getattr(what, "at", at_s))}
-        yield {"name": words, "cat": category, "ph": "i", "s": "g", **at}
+        yield {"name": words, "cat": category, "ph": "i", "s": "t", **at}
 
     yield _named("thread_name", 0, STAGES, "phases")
     yield _named("thread_name", 0, BATCHES, "events and actions")
