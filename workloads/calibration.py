@@ -189,7 +189,7 @@ def told(found: Calibration, scenario: Scenario) -> list[str]:
 
 def has_new(found: Calibration, earlier: Earlier | None) -> bool:
     """Whether it found anything that the earlier one had not. A lower rate at the same batch times is not: whoever was
-    in its way may be gone the next time, and of a rate that holds no higher one would be tried any more."""
+    in its way may be gone the next time."""
     if earlier is None or found.earlier_utc is None:
         return True
 
@@ -331,17 +331,18 @@ def _prove(
 ) -> tuple[Trial, ...]:
     """Server trials at falling rates, until one holds the limit; if the first does, at rising ones, as batches in
     flight together answer more than the batch times allow; then between the highest that held and the next. A rate
-    that was proven before is the first, and if it holds the only one: a higher one was tried then."""
+    that was proven before is the first; where it holds and the next does not, nothing between is tried."""
     trials: list[Trial] = []
     qps = proven_qps or FIRST_SHARE * 1e9 / (1e9 / best.samples_per_s + SERVER_QUERY_NS)
     while len(trials) < MOST_TRIALS and not (trials and trials[-1].held):
         trials.append(_trial(best, settings, run_trial, qps))
         qps *= NEXT_SHARE
 
-    while proven_qps is None and len(trials) <= MOST_RISES and all(one.held for one in trials):
+    while len(trials) <= MOST_RISES and all(one.held for one in trials):
         trials.append(_trial(best, settings, run_trial, RISE * trials[-1].asked_qps))
 
-    if not (proven_qps is not None and trials[0].held):
+    as_before = proven_qps is not None and [one.held for one in trials] == [True, False]
+    if not as_before:
         for _ in range(MOST_HALVINGS):
             middle = _between(trials)
             if middle is not None:

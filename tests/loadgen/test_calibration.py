@@ -141,16 +141,21 @@ def test_what_was_found_before_is_dropped_where_it_is_otherwise_now(sizes: tuple
     assert has_new(found, earlier)
 
 
-@pytest.mark.parametrize(("capacity_qps", "tried"), [(1000.0, 1), (350.0, 4)])
-def test_the_rate_that_server_was_proven_at_is_the_first_and_if_it_holds_the_last(
-    capacity_qps: float, tried: int
-) -> None:
+@pytest.mark.parametrize(
+    ("capacity_qps", "held"),
+    [
+        (400.0, [True, False]),  # as before: the next is tried, and nothing between
+        (470.0, [True, True, False]),  # what was in the way then is gone
+        (350.0, [False, True, True, True]),
+    ],
+)
+def test_the_rate_that_server_was_proven_at_is_the_first(capacity_qps: float, held: list[bool]) -> None:
     earlier = before(1, 4, 16, target_qps=300.0)
     found = calibrated(SERVER, slice_that_holds(capacity_qps), earlier)
     assert found.trials[0].asked_qps == 300.0
-    assert len(found.trials) == tried
-    assert found.trials[tried > 1].held
-    assert not has_new(found, earlier)  # of lower rates none would ever lead back to the higher one
+    assert [one.held for one in found.trials][: len(held)] == held
+    assert found.target_qps == max(one.asked_qps for one in found.trials if one.held)
+    assert has_new(found, earlier) is (found.target_qps > 300.0)  # a lower one may be somebody's doing
     assert has_new(found, before(1, 4, 16, target_qps=found.target_qps / 2))
     assert "picked by a calibration" in told(found, Scenario.SERVER)[0]
 
