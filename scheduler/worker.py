@@ -40,7 +40,7 @@ class Task:
 
     name: str
     role: Literal["main", "background", "build"]
-    """``build``: it is made ready, which leaves its engine in the cache, and that is all."""
+    """``build``: it is made ready and calibrated, which leaves its engine in the cache, and that is all."""
     workload: str
     code: str
     """What catalog.construct makes the workload of: ``module:class``, or an own model's."""
@@ -119,6 +119,9 @@ def _work(
 
     try:
         workload, facts, lease = _stand(task)
+        if task.role == "build" and lease is not None:
+            facts["notes"] += _prepare(task, workload, lease, fail)
+
         tell(Ready(task.name, task.clock.now(), facts))
         if task.load is not None:
             tell(_profile(task, task.load, workload, tell, told[BEGIN]))
@@ -180,6 +183,15 @@ def _load(task: Task, workload: Workload) -> tuple[dict[str, Any], Lease | None]
     engine = engine_build.load(*asked)
     facts = {"how": engine.how, "key": engine.key, "batch_sizes": engine.batch_sizes, "took_s": engine.took_s}
     return {"notes": [*workload.notes, engine.note], "engine": facts}, engine.lease
+
+
+def _prepare(
+    task: Task, workload: Workload, lease: Lease, fail: Callable[[BaseException], NoReturn]
+) -> tuple[str, ...]:
+    from workloads import loadgen
+
+    args = (workload, task.settings, task.options.batch_size, task.folder)
+    return loadgen.prepare(*args, on_error=fail, lease=lease)
 
 
 def _run(

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from workloads.engine_cache import Lease
+from workloads.engine_cache import Lease, NotKept
 from workloads.stopwatch import BatchTime
 
 
@@ -35,21 +35,24 @@ def keep(
     batch_times: Sequence[BatchTime],
     target_qps: float | None,
     measured_utc: str | None = None,
-) -> None:
-    """Keep them with the engine, from now on in place of what there was for this way of timing.
+) -> list[str]:
+    """Keep them with the engine, from now on in place of what there was for this way of timing; gives a note where that
+    cannot be written.
 
     Args:
         measured_utc: when the batch times were measured; None: now.
-
-    Raises:
-        NotKept: that cannot be written.
     """
     found = Earlier(
         measured_utc=measured_utc or f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
         batch_times=tuple(batch_times),
         target_qps=target_qps,
     )
-    lease.keep_calibration(way, asdict(found))
+    try:
+        lease.keep_calibration(way, asdict(found))
+    except NotKept as refusal:
+        return [f"the calibration is not kept with the engine: {refusal}"]
+
+    return []
 
 
 def _read(found: Any) -> Earlier:

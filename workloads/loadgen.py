@@ -31,7 +31,7 @@ from workloads.calibration import (
     way,
     worth_filling,
 )
-from workloads.engine_cache import Lease, NotKept
+from workloads.engine_cache import Lease
 from workloads.kept_times import Earlier
 from workloads.loadgen_settings import REPORTED, test_settings
 from workloads.pipeline import begin_of, depth_of, generating, lengths_of
@@ -112,13 +112,8 @@ def measure(
     """
     with Bench(workload, settings, batch_size, folder, on_error) as bench:
         lease = None if settings.batch_times_ns else lease  # they were measured elsewhere: that is kept there
-        former = None if lease is None else kept_times.earlier(lease, way(settings, batch_size))
-        calibration = bench.calibrate(former)
-        qps, notes, tests = calibration.target_qps, list(calibration.notes), 0
-        notes += told(calibration, settings.scenario)
-        if lease is not None and has_new(calibration, former):
-            notes += _kept(lease, way(settings, batch_size), calibration, qps)
-
+        calibration, notes = _calibrated(bench, settings, batch_size, lease)
+        qps, tests = calibration.target_qps, 0
         while True:
             asked, how_long = fit(settings, qps, psutil.virtual_memory().available)
             batches = bench.batches(calibration.batch_size, progress, None if tests else on_issuing)
@@ -140,7 +135,8 @@ def measure(
             (folder / "loadgen").rename(folder / "calibration" / f"early-{tests}")
 
     if lease is not None and tests > 1:
-        notes += _kept(lease, way(settings, batch_size), calibration, qps)
+        timing, measured_utc = way(settings, batch_size), calibration.earlier_utc
+        notes += kept_times.keep(lease, timing, calibration.batch_times, qps, measured_utc)
 
     sut.queries.write(folder)
     return Measured(
@@ -153,15 +149,33 @@ def measure(
     )
 
 
-def _kept(lease: Lease, timing: str, calibration: Calibration, qps: float) -> list[str]:
-    """Keep the calibration with the engine; gives a note where that cannot be."""
-    target_qps = None if calibration.given else qps
-    try:
-        kept_times.keep(lease, timing, calibration.batch_times, target_qps, calibration.earlier_utc)
-    except NotKept as refusal:
-        return [f"the calibration is not kept with the engine: {refusal}"]
+def prepare(
+    workload: Workload,
+    settings: LoadgenSettings,
+    batch_size: int,
+    folder: Path,
+    *,
+    on_error: OnError,
+    lease: Lease,
+) -> tuple[str, ...]:
+    """Calibrate as `measure` does, and keep that with the engine; gives the notes. Raises as it does."""
+    with Bench(workload, settings, batch_size, folder, on_error) as bench:
+        return tuple(_calibrated(bench, settings, batch_size, lease)[1])
 
-    return []
+
+def _calibrated(
+    bench: "Bench", settings: LoadgenSettings, batch_size: int, lease: Lease | None
+) -> tuple[Calibration, list[str]]:
+    """The calibration, and its notes; kept with the engine, where one is and there is anything new."""
+    timing = way(settings, batch_size)
+    former = None if lease is None else kept_times.earlier(lease, timing)
+    found = bench.calibrate(former)
+    notes = [*found.notes, *told(found, settings.scenario)]
+    if lease is not None and has_new(found, former):
+        qps = None if found.given else found.target_qps
+        notes += kept_times.keep(lease, timing, found.batch_times, qps, found.earlier_utc)
+
+    return found, notes
 
 
 def keep_busy(
@@ -280,17 +294,8 @@ class Bench:
         most = max(self._batch_size, self._settings.multi_stream_samples_per_query)
         self._library.load_any(BATCHES_IN_TURN * most, self._settings.qsl_rng_seed)
         there = self._timed_there if self._is_server else None
-        return calibrate(
-            *(
-                self._workload,
-                self._library,
-                self._settings,
-                self._batch_size,
-                self._run_trial,
-                there,
-                earlier,
-            )
-        )
+        on_what = (self._workload, self._library, self._settings, self._batch_size)
+        return calibrate(*on_what, self._run_trial, there, earlier)
 
     def _timed_there(self, job: Callable[[], Timed]) -> Timed:
         timed = self.compute.submit(job).result()
