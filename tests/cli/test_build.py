@@ -46,8 +46,12 @@ def test_a_run_after_a_build_is_warm(tmp_path: Path):
     run = call("--main", "minilm", *asked, *QUICK, "--output", str(tmp_path / "run"), "--json")
     assert run.returncode == 0, run.stderr
     assert f"{told['built']['key']} was warm" in run.stdout
-    tried = json.loads((tmp_path / "run" / "main-minilm" / "loadgen_settings.json").read_text())["calibration"]
-    found = tried["earlier_utc"] or "do not hold here" in run.stdout  # that of the build, if the machine is quiet
+    tried = json.loads((tmp_path / "run" / "main-minilm" / "loadgen_settings.json").read_text())[
+        "calibration"
+    ]
+    found = (
+        tried["earlier_utc"] or "do not hold here" in run.stdout
+    )  # that of the build, if the machine is quiet
     assert found, run.stdout
 
     [kept] = json.loads(call("build", "--list", "--json").stdout)
