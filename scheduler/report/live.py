@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -40,6 +41,42 @@ def about(seconds: float) -> str:
     return f"about {seconds:.0f} s"
 
 
+class Redrawn:
+    """A ``with`` around what ``live_on`` gave, which may be nothing."""
+
+    _live: Live | None
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+
+        return self
+
+    def __exit__(
+        self,
+        _kind: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+
+def trouble(what: Event | Action) -> str | None:
+    """The words for what every display tells, a run's or a series'; None: it is nothing of that kind."""
+    match what:
+        case events.Failed(name, _, _, message):
+            return f"{name} failed: {message}"
+        case events.Exited(name, _, code) if code:
+            return f"{name} exited with {code}"
+        case events.Stalled(name, at, last):
+            return f"{name} has completed nothing for {at - last:.1f} s"
+        case events.StopRequested(_, reason):
+            return f"asked to stop: {reason}"
+        case _:
+            return None
+
+
 class RecentRate:
     """How fast a count grows: the mean over about ``RATE_OVER_S``."""
 
@@ -56,7 +93,7 @@ class RecentRate:
         return (count - before) / (now - then) if now > then else None
 
 
-class LiveView:
+class LiveView(Redrawn):
     """Shows a run's events as they are handled; a ``with`` around the run.
 
     Args:
@@ -84,21 +121,6 @@ class LiveView:
         self._rates = {one.name: RecentRate() for one in plan.all}
         self._live = None if within else live_on(console, self.render, plain=plain)
         self._in_lines = self._live is None and not within
-
-    def __enter__(self) -> "LiveView":
-        if self._live is not None:
-            self._live.start()
-
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def __call__(self, what: Event | Action, story: lifecycle.Run) -> None:
         """Take note of what was just handled."""
@@ -129,18 +151,12 @@ class LiveView:
                 self._line(now, f"{name} issues")
             case events.Finished(name):
                 self._line(now, f"{name} finished")
-            case events.Failed(name, _, _, message):
-                self._line(now, f"{name} failed: {message}")
-            case events.Exited(name, _, code) if code:
-                self._line(now, f"{name} exited with {code}")
-            case events.Stalled(name, at, last):
-                self._line(now, f"{name} has completed nothing for {at - last:.1f} s")
-            case events.StopRequested(_, reason):
-                self._line(now, f"asked to stop: {reason}")
             case events.Kill(name):
                 self._line(now, f"{name} did not stop in time: killed")
             case _:
-                pass
+                words = trouble(what)
+                if words is not None:
+                    self._line(now, words)
 
     def _line(self, now: float, text: str) -> None:
         self._console.print(f"[{now:8.3f} s] {text}", markup=False, highlight=False)

@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Sequence
-from types import TracebackType
 
 from rich.console import Console, Group
 from rich.markup import escape
@@ -15,7 +14,7 @@ from scheduler.clock import Clock
 from scheduler.events import Event
 from scheduler.profile_row import Row
 from scheduler.record import RunFolder
-from scheduler.report.live import RecentRate, live_on
+from scheduler.report.live import RecentRate, Redrawn, live_on
 from scheduler.sweep import Step
 from workloads.progress import read_mark
 
@@ -25,7 +24,7 @@ WIDE = 100
 """Columns from which on the table has the mean too."""
 
 
-class ProfileView:
+class ProfileView(Redrawn):
     """Shows steps as they begin and end; a ``with`` around them."""
 
     def __init__(self, console: Console, *, plain: bool = False) -> None:
@@ -37,21 +36,6 @@ class ProfileView:
         self._stages: dict[str, str] = {}
         self._rates: dict[str, RecentRate] = {}
         self._live = live_on(console, self._render, plain=plain)
-
-    def __enter__(self) -> "ProfileView":
-        if self._live is not None:
-            self._live.start()
-
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def goes_on(self, done: int, of: int) -> None:
         """So many steps are in the folder already."""

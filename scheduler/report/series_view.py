@@ -3,18 +3,17 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
-from scheduler import events, lifecycle
+from scheduler import lifecycle
 from scheduler.assignment import Plan
 from scheduler.clock import Clock
 from scheduler.events import Action, Event
 from scheduler.record import RunFolder
-from scheduler.report.live import LiveView, about, live_on
+from scheduler.report.live import LiveView, Redrawn, about, live_on, trouble
 from scheduler.result import Result
 from scheduler.run import Watch
 from scheduler.series import Series
@@ -39,7 +38,7 @@ class Step:
     """What came out of the runs before it."""
 
 
-class SeriesView:
+class SeriesView(Redrawn):
     """One panel for all runs of a series; a ``with`` around them. ``is_live`` is False where lines are wanted."""
 
     def __init__(self, console: Console, *, plain: bool = False) -> None:
@@ -53,21 +52,6 @@ class SeriesView:
     @property
     def is_live(self) -> bool:
         return self._live is not None
-
-    def __enter__(self) -> "SeriesView":
-        if self._live is not None:
-            self._live.start()
-
-        return self
-
-    def __exit__(
-        self,
-        _kind: type[BaseException] | None,
-        _error: BaseException | None,
-        _traceback: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
 
     def next_run(self, step: Step) -> None:
         """This run begins."""
@@ -88,17 +72,9 @@ class SeriesView:
             self._run = None
 
     def _tell(self, run: str, what: Event | Action) -> None:
-        match what:
-            case events.Failed(name, _, _, message):
-                self._line(f"{run}: {name} failed: {message}")
-            case events.Exited(name, _, code) if code:
-                self._line(f"{run}: {name} exited with {code}")
-            case events.Stalled(name, at, last):
-                self._line(f"{run}: {name} has completed nothing for {at - last:.1f} s")
-            case events.StopRequested(_, reason):
-                self._line(f"{run}: asked to stop: {reason}")
-            case _:
-                pass
+        words = trouble(what)
+        if words is not None:
+            self._line(f"{run}: {words}")
 
     def _line(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)

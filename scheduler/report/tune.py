@@ -7,12 +7,12 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from scheduler import events, lifecycle
+from scheduler import lifecycle
 from scheduler.assignment import Plan
 from scheduler.clock import Clock
 from scheduler.events import Action, Event
 from scheduler.record import RunFolder
-from scheduler.report.live import live_on
+from scheduler.report.live import live_on, trouble
 from scheduler.run import Watch
 from scheduler.search import Bracket, Try
 from scheduler.tuning import Asked, Of, Outcome, TrialRecord, TuneResult
@@ -78,17 +78,9 @@ class TuneView:
 
     def _watch(self, what: Event | Action, story: lifecycle.Run) -> None:
         self._state = story.phase.value
-        match what:
-            case events.Failed(name, _, _, message):
-                self._line(f"{name} failed: {message}")
-            case events.Exited(name, _, code) if code:
-                self._line(f"{name} exited with {code}")
-            case events.Stalled(name, at, last):
-                self._line(f"{name} has completed nothing for {at - last:.1f} s")
-            case events.StopRequested(_, reason):
-                self._line(f"asked to stop: {reason}")
-            case _:
-                pass
+        words = trouble(what)
+        if words is not None:
+            self._line(words)
 
     def _line(self, text: str) -> None:
         console = self._console if self._live is None else self._live.console
