@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from workloads.engine import HostCopies, OnItsWay
 from workloads.ragged import Ragged
+from workloads.triton_at_hand import at_hand
 
 DEPTH = 2
 """Batches in flight."""
@@ -93,25 +94,20 @@ def bring(pool: tuple[Tensor, Tensor], runs: Tensor, dense: Tensor, chosen: Tens
 
 def own_kernels(network: Any) -> tuple[Interact, Bring] | None:
     """Both as one kernel each, compiled; None where Triton, or the C compiler it needs, is missing."""
-    try:
-        from workloads.dlrm_triton import FAILURES, SMS_A_PROGRAM, bring, interact
-    except ImportError:
-        return None
+    return at_hand(partial(_tried, network))
+
+
+def _tried(network: Any) -> tuple[Interact, Bring]:
+    from workloads.dlrm_triton import SMS_A_PROGRAM, bring, interact
 
     sms = torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count
     bring_on_few = partial(bring, programs=max(1, sms // SMS_A_PROGRAM))
     tables = network.emb_l.together
     dense = torch.zeros(1, network.bot_l[0].in_features, device=tables.device)
     chosen = torch.zeros(1, len(network.emb_l), dtype=torch.int32, device=tables.device)
-    try:
-        bring_on_few(
-            (dense, chosen), torch.zeros(3, 1, dtype=torch.int64, device=tables.device), dense, chosen
-        )
-        interact(tables[:1], tables, chosen, _whole(network.top_l[0].in_features))
-        torch.cuda.synchronize()
-    except FAILURES:
-        return None
-
+    bring_on_few((dense, chosen), torch.zeros(3, 1, dtype=torch.int64, device=tables.device), dense, chosen)
+    interact(tables[:1], tables, chosen, _whole(network.top_l[0].in_features))
+    torch.cuda.synchronize()
     return interact, bring_on_few
 
 

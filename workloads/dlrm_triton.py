@@ -4,16 +4,10 @@ The interaction looks the rows up, multiplies them and writes the top's inputs: 
 written, 6.7 KB a pair, where look-up, product and choice one after another move some 30 KB.
 """
 
-from subprocess import CalledProcessError
-
 import torch
 import triton  # type: ignore[import-untyped]  # it ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor
-from triton.errors import TritonError  # type: ignore[import-untyped]  # likewise
-
-FAILURES = (TritonError, RuntimeError, OSError, CalledProcessError)
-"""What a GPU or machine that cannot run the kernel ends in."""
 
 TILE = (4, 2, 1)
 """Pairs of a program, how many of them are on their way at once, and its warps. A pair is one 32×128 tile, 8 KB of

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from workloads.passes import PLAIN, Passes
+from workloads.triton_at_hand import at_hand
 
 
 def passes_for(x: Tensor) -> Passes:
@@ -19,17 +20,14 @@ def passes_for(x: Tensor) -> Passes:
 @cache
 def kernels() -> Passes | None:
     """The passes of one kernel each; None where Triton, or the C compiler it needs, is missing."""
-    try:
-        from workloads.passes_triton import FAILURES, Kernels
-    except ImportError:
-        return None
+    return at_hand(_tried)
 
-    try:
-        found = Kernels()
-        row = torch.zeros(1, 64, dtype=torch.float16, device="cuda")
-        found.quantised(row, "int8")
-        torch.cuda.synchronize()
-    except FAILURES:
-        return None
 
+def _tried() -> Passes:
+    from workloads.passes_triton import Kernels
+
+    found = Kernels()
+    row = torch.zeros(1, 64, dtype=torch.float16, device="cuda")
+    found.quantised(row, "int8")
+    torch.cuda.synchronize()
     return found

@@ -1,17 +1,12 @@
 """The passes of passes.py as one GPU kernel each: a row is read once, written once. Needs Triton and a C compiler."""
 
-from subprocess import CalledProcessError
-
 import torch
 import triton  # type: ignore[import-untyped]  # it ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor
-from triton.errors import TritonError  # type: ignore[import-untyped]  # likewise
 
 from workloads.passes import DTYPE, LARGEST, SMALLEST_SCALE, Form, Norm, Product, Rows, Tables
 
-FAILURES = (TritonError, RuntimeError, OSError, CalledProcessError)
-"""What a GPU or machine that cannot run the kernel ends in."""
 A_WARP = 256
 """Numbers of a row that one warp takes: 8 a thread, 16 bytes of 16 bits."""
 MOST_WARPS = 16

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
+from workloads.triton_at_hand import at_hand
+
 Suppress = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 
 
@@ -52,17 +54,12 @@ def by_torchvision(boxes: Tensor, first: Tensor, count: Tensor, iou_threshold: f
 @cache
 def in_one_kernel() -> Suppress | None:
     """As `suppressed`, by Triton; None where Triton, or what it compiles with, is missing or fails."""
-    try:
-        from workloads.suppression_triton import FAILURES, suppress
-    except ImportError:
-        return None
+    return at_hand(_tried)
+
+
+def _tried() -> Suppress:
+    from workloads.suppression_triton import suppress
 
     alone = torch.zeros(1, dtype=torch.int64, device="cuda")
-    try:
-        suppress(torch.zeros(1, 4, device="cuda"), alone, alone + 1, 0.5)
-    except torch.OutOfMemoryError:
-        raise
-    except FAILURES:
-        return None
-
+    suppress(torch.zeros(1, 4, device="cuda"), alone, alone + 1, 0.5)
     return suppress

@@ -1,15 +1,9 @@
 """Suppression of all groups of boxes as one GPU kernel, a program a group. Needs Triton and a C compiler."""
 
-from subprocess import CalledProcessError
-
 import torch
 import triton  # type: ignore[import-untyped]  # it ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor
-from triton.errors import TritonError  # type: ignore[import-untyped]  # likewise
-
-FAILURES = (TritonError, RuntimeError, OSError, CalledProcessError)
-"""What a GPU or machine that cannot run the kernel ends in."""
 
 TILE = 256
 """Boxes of a group looked at together, by one warp: most groups are one tile, and no warp waits for another."""
