@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import BertForQuestionAnswering
 
-from workloads.engine import Graphs, HostCopies, OnItsWay, chosen
+from workloads.engine import Graphs, HostCopies, OnItsWay, chosen, compile_with
 from workloads.passes import PLAIN, Form, Norm, Passes, Tables
 from workloads.passes_at_hand import kernels
 from workloads.protocol import WorkloadError, WorkloadOptions
@@ -183,8 +183,11 @@ class PackedBert:
             self._network.passes = found
             notes.append("what comes between two products is one kernel (Triton)")
 
-        forward = self._network.forward
-        self._forward = torch.compile(forward, dynamic=True) if self._engine == "compile" else forward
+        self._forward = self._network.forward
+        if self._engine == "compile":
+            compile_with(options.threads)
+            self._forward = torch.compile(self._network.forward, dynamic=True)
+
         self._graphs = self._captured(options, notes)
 
     def begin(self, batch: Packed) -> OnItsWay:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -24,6 +26,7 @@ from transformers import (
     MPNetConfig,
     MPNetModel,
 )
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from workloads.engine import AtHand, Eager, Graphs, HostCopies, compiled, engine_for
 from workloads.pipeline import Pending
@@ -39,6 +42,12 @@ SAMPLES = 10_000
 SMALL_VOCABULARY = 8192
 FIRST_WORD = 1000
 """Below it are special and unused token ids."""
+UNMASKED = "unmasked"
+"""``attn_implementation`` without a mask, as nothing is padded: while a CUDA graph is captured transformers makes one
+all the same, which keeps FlashAttention out, and MPNet's (of a number) cannot be captured at all."""
+
+AttentionInterface.register(UNMASKED, sdpa_attention_forward)
+AttentionMaskInterface.register(UNMASKED, lambda *_, **__: None)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +128,8 @@ ENCODERS: dict[str, Encoder] = {
 def build(name: str, size: Size) -> nn.Module:
     """The network with random weights, in evaluation."""
     encoder = ENCODERS[name]
-    network: nn.Module = encoder.network(encoder.config(**encoder.shape[size]))
+    config = encoder.config(**encoder.shape[size], attn_implementation=UNMASKED)
+    network: nn.Module = encoder.network(config)
     return network.eval()
 
 

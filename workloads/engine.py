@@ -5,6 +5,7 @@ host some 10 µs where launching resnet50's kernels one by one costs 3.5 ms (H20
 thread: cuDNN's plans, which do, were chosen when it was captured.
 """
 
+import sys
 from collections import deque
 from collections.abc import Callable, Collection
 from functools import partial
@@ -85,8 +86,12 @@ class Compiled(Eager):
         """The outputs of the first ``count`` rows."""
         bucket = bucket_of(count, self._batch_size, self._compiled, self._seen)
         self._seen.add(count)
-        self._compiled.add(bucket)
-        return _rows(self._function(bucket), count)
+        outputs = self._function(bucket)
+        if bucket not in self._compiled:
+            self._compiled.add(bucket)
+            end_compiling()
+
+        return _rows(outputs, count)
 
 
 class Graphs:
@@ -151,6 +156,7 @@ class Graphs:
             end_failed_capture()
             raise
 
+        end_compiling()
         return graph, outputs
 
 
@@ -213,8 +219,24 @@ def compiled(network: nn.Module, options: WorkloadOptions) -> nn.Module:
     if chosen(options) != "compile":
         return network
 
+    compile_with(options.threads)
     made: nn.Module = torch.compile(network, dynamic=False)  # type: ignore[assignment]  # a module gives a module
     return made
+
+
+def compile_with(threads: int) -> None:
+    """Have torch.compile use so many processes; its own choice follows the machine's cores, not the slice's."""
+    import torch._inductor.config  # slow: where nothing is compiled it is not needed
+
+    torch._inductor.config.compile_threads = threads
+
+
+def end_compiling() -> None:
+    """End the processes that torch.compile keeps for more to come: beside a measurement none of ours idles. Where
+    there is more, they start anew."""
+    pools = sys.modules.get("torch._inductor.async_compile")
+    if pools is not None:
+        pools.shutdown_compile_workers()
 
 
 class OnItsWay:

@@ -126,8 +126,8 @@ class SsdMobilenetNetwork(nn.Module):
 
         answers = [head(feature) for head, feature in zip(self.predictors, features, strict=True)]
         logits, codes = (torch.cat(parts, dim=1) for parts in zip(*answers, strict=True))
-        # The checkpoint's codes are dy, dx, dh, dw.
-        return codes[..., [1, 0, 3, 2]], logits
+        # The checkpoint's codes are dy, dx, dh, dw: each pair the other way round.
+        return torch.unflatten(codes, -1, (2, 2)).flip(-1).flatten(-2), logits
 
 
 def network() -> nn.Module:

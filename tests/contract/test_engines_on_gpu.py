@@ -4,6 +4,7 @@ from collections import deque
 from dataclasses import replace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -45,6 +46,14 @@ def test_graphs_answer_as_eager_does(precision: str):
 
     assert np.mean(alike) >= (1.0 if precision == "fp32" else 0.9)
     assert graph.engine.buckets == [1, 8]
+
+
+def test_compiling_leaves_no_process_behind():
+    workload = build("minilm", replace(OPTIONS, engine="compile"))
+    workload.load()
+    assert "engine: compile" in "; ".join(workload.notes)
+    children = psutil.Process().children(recursive=True)
+    assert [child.cmdline() for child in children if "compile_worker" in " ".join(child.cmdline())] == []
 
 
 def test_windows_of_a_volume_are_segmented_as_eagerly():

@@ -1,12 +1,14 @@
 """Which engine runs a network, and which batch sizes it computes."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workloads.catalog import build
 from workloads.engine import Eager, bucket_of, chosen, engine_for
@@ -74,6 +76,34 @@ def test_a_workload_on_a_cpu_has_one_batch_in_flight():
     workload.load()
     workload.load_samples(range(4))
     assert np.array_equal(workload.begin([2, 1]).result(), workload.predict([2, 1]))
+
+
+class Made(TorchDispatchMode):
+    """Notes the tensors that are made of Python's numbers: copied from pageable memory, which a CUDA graph refuses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, _types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.lift_fresh.default:
+            self.seen.append(str(args[0].tolist()))
+
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["ssd-mobilenet", "retinanet", "mpnet", "minilm", "swin-transformer"])
+def test_what_a_graph_is_to_capture_makes_no_tensor_of_numbers(name: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)  # transformers asks
+    workload: Any = build(name, CPU)
+    workload.load()
+    workload.load_samples(range(2))
+    workload.predict(range(2))
+    with torch.inference_mode(), Made() as made:
+        torch.tensor(0.0)
+        workload.engine.run(2)
+
+    assert made.seen == ["0.0"]  # ours, by which its noting is seen
 
 
 def test_fusing_finds_every_normalisation_and_relu_of_resnet50():
