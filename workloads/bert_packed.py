@@ -1,7 +1,7 @@
 """BERT without padding: the tokens of a batch one after another, attention within each sample alone.
 
 MLPerf's samples are 54 % padding at 384 tokens; here none is computed. Linear layers see one long sequence;
-attention is torch's own FlashAttention for sequences of differing lengths.
+attention sees where each sample begins: a kernel of ours, or torch's FlashAttention.
 """
 
 from collections import deque
@@ -134,21 +134,7 @@ class PackedNetwork:
         return x
 
     def _attend(self, qkv: Tensor, bounds: Tensor) -> Tensor:
-        query, key, value = qkv.view(len(qkv), 3, self.heads, -1).unbind(1)
-        if qkv.is_cuda:
-            found = torch.ops.aten._flash_attention_forward(
-                *(query, key, value, bounds, bounds, self._longest, self._longest), 0.0, False, False
-            )
-            out: Tensor = found[0]
-            return out.reshape(len(qkv), self.width)
-
-        cuts = bounds[1:-1].tolist()
-        parts = zip(*(torch.tensor_split(each, cuts) for each in (query, key, value)), strict=True)
-        attended = [
-            functional.scaled_dot_product_attention(*(each.transpose(0, 1)[None] for each in part))[0]
-            for part in parts
-        ]
-        return torch.cat(attended, dim=1).transpose(0, 1).reshape(len(qkv), self.width)
+        return self.passes.attended(qkv.view(len(qkv), 3, self.heads, -1), bounds, self._longest)
 
 
 class PackedBert:
@@ -181,7 +167,7 @@ class PackedBert:
         found = None if self._engine == "compile" else kernels()
         if found is not None:
             self._network.passes = found
-            notes.append("what comes between two products is one kernel (Triton)")
+            notes.append("attention, and what else comes between two products, is one kernel each (Triton)")
 
         self._forward = self._network.forward
         if self._engine == "compile":

@@ -1,4 +1,4 @@
-"""What happens to a matrix between two products, row by row: scaled, activated, normed, quantised.
+"""What happens to a matrix between two products: scaled, activated, normed, quantised row by row; attention.
 
 Each is one pass over memory by passes_triton.py's kernels on a GPU, and plain torch elsewhere. The kernels, and all
 that quantises, compute in fp32 from what they read to what they write.
@@ -72,6 +72,16 @@ class Passes(Protocol):
     def embedded(self, words: Tensor, tables: Tables, norm: Norm) -> Tensor:
         """The layer norm of the sum of the tables' rows that int32 ``words`` [3, n] name, [n, width]."""
 
+    def attended(self, qkv: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        """Attention within each of the samples that int32 ``bounds`` [samples + 1] part, none over ``longest``.
+
+        Args:
+            qkv: queries, keys, values, contiguous [n, 3, heads, a power of 2 of at least 16].
+
+        Returns:
+            [n, all heads' width].
+        """
+
 
 class Plain:
     """The passes by torch's own operations, which torch.compile fuses."""
@@ -103,6 +113,19 @@ class Plain:
     def embedded(self, words: Tensor, tables: Tables, norm: Norm) -> Tensor:
         first, second, third = (functional.embedding(*each) for each in zip(words, tables, strict=True))
         return self.add_norm(first + second, third, norm)
+
+    def attended(self, qkv: Tensor, bounds: Tensor, longest: int) -> Tensor:
+        if qkv.is_cuda:
+            parts = (*qkv.unbind(1), bounds, bounds, longest, longest)
+            out: Tensor = torch.ops.aten._flash_attention_forward(*parts, 0.0, False, False)[0]
+            return out.flatten(1)
+
+        samples = torch.tensor_split(qkv, bounds[1:-1].tolist())
+        # [rows, 3, heads, width] of a sample to [heads, rows, width], three times
+        alone = [
+            functional.scaled_dot_product_attention(*each.permute(1, 2, 0, 3)[:, None]) for each in samples
+        ]
+        return torch.cat([each[0] for each in alone], dim=1).transpose(0, 1).flatten(1)
 
 
 PLAIN: Passes = Plain()

@@ -88,6 +88,18 @@ def test_the_kernels_passes_are_those_of_torch(form: Form, dtype: torch.dtype, r
         near(in_8, wanted_in_8)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_kernels_attention_is_flash_attention(dtype: torch.dtype):
+    found = kernels()
+    assert found is not None
+    torch.manual_seed(0)
+    lengths = [384, 1, 63, 64, 65, 200, 0, 17]
+    bounds = torch.tensor([0, *lengths], device="cuda").cumsum(0, dtype=torch.int32)
+    qkv = torch.randn(sum(lengths), 3, 16, 64, device="cuda", dtype=dtype)
+    wanted = PLAIN.attended(qkv, bounds, 384)
+    torch.testing.assert_close(found.attended(qkv, bounds, 384), wanted, atol=2e-2, rtol=2e-2)
+
+
 def near(found: Rows, wanted: Rows) -> None:
     """They are the same to a rounding of the 8 bits here and there: fp32 is not added up in the same order."""
     torch.testing.assert_close(found.scale, wanted.scale, rtol=1e-5, atol=1e-10)

@@ -148,6 +148,21 @@ def test_embeddings_are_looked_up_and_normed(kernels: Made):
     torch.testing.assert_close(kernels().embedded(words, tables, norm), exact.half())
 
 
+@pytest.mark.parametrize("lengths", [[1], [5, 64, 70], [3, 0, 0, 129], [128, 130, 2]])
+def test_each_sample_attends_to_itself_alone(kernels: Made, lengths: list[int]):
+    """Within a block of keys, over several, a last one of few; sequences without tokens close a batch."""
+    bounds = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    qkv = 3 * torch.randn(sum(lengths), 3, 2, 16, generator=torch.Generator().manual_seed(0))
+    parts = [part.double().unbind(1) for part in qkv.split(lengths)]
+    by_hand = [
+        torch.einsum("hqk,khd->qhd", (torch.einsum("qhd,khd->hqk", q, k) / 4).softmax(-1), v)
+        for q, k, v in parts
+    ]
+    exact = torch.cat(by_hand).flatten(1).float()
+    for passes in (kernels(), PLAIN):
+        torch.testing.assert_close(passes.attended(qkv, bounds, 130), exact, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("form", [None, "int8"])
 def test_packed_bert_by_the_kernels_is_that_by_torch(kernels: Made, form: Form | None):
     torch.manual_seed(0)
