@@ -14,8 +14,8 @@ A_WARP = 256
 MOST_WARPS = 16
 ATTENTION = (64, 32, 4, 3)
 """Queries of a program, keys that it takes at once, its warps, and how many such keys are on their way. BERT's samples
-have 177 tokens on average, of which blocks of 128 would leave a third empty: of 256 samples in fp16 an H200 takes 191 µs
-a layer so, 402 µs by the worst of 27 choices, 374 µs by FlashAttention 2 (scripts/gpu-quantised)."""
+have 177 tokens on average, of which blocks of 128 would leave a third empty: 256 samples in fp16 take an H200 191 µs a
+layer so, 402 µs by the worst of 27 choices, 374 µs by FlashAttention 2 (scripts/gpu-quantised)."""
 
 
 @triton.jit
