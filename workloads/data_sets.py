@@ -12,6 +12,7 @@ _INSPECTED_BY = {
     "swin-transformer": "workloads.imagenet",
     "ssd-resnet34": "workloads.coco",
     "ssd-mobilenet": "workloads.coco",
+    "retinanet": "workloads.images",
     "bert": "workloads.squad",
     "dlrm": "workloads.criteo",
     "3d-unet": "workloads.kits19",

@@ -167,6 +167,7 @@ ENTRIES = (
         name="retinanet",
         scenarios=ALL_SCENARIOS,
         code="workloads.retinanet:RetinaNet",
+        reads_data="a folder of images, without labels",
         imports=(
             "torch",
             "torchvision",

@@ -18,10 +18,11 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from workloads import images
 from workloads.fidelity import box_f1
 from workloads.protocol import Size, WorkloadOptions
 from workloads.score_convolutions import ExcessConvolution
-from workloads.ssd import best_of, rows_of
+from workloads.ssd import best_of, rows_of, stretched
 from workloads.suppression import suppressed
 from workloads.vision import ImageWorkload, spread
 
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
 SIDES: dict[Size, int] = {"full": 800, "small": 128}
 OPENIMAGES_VALIDATION_IMAGES = 24_781
 CLASSES = 264
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of red, green and blue as shares of 255: what torchvision's detectors, and so MLPerf's, normalise images by."""
 CHANNELS = 256
 ANCHOR_SIDES = (32, 64, 128, 256, 512)
 """Of each pyramid level, in pixels; 3 scales (2⁰, 2^⅓, 2^⅔) × 3 ratios of each."""
@@ -171,7 +174,22 @@ class RetinaNet(ImageWorkload):
         return network(self.options.size)
 
     def images(self) -> Callable[[int, Tensor], object]:
-        return self.synthetic_images()
+        folder = self.options.data
+        if folder is None:
+            return self.synthetic_images()
+
+        files = images.find(folder).files
+        self.total_sample_count = len(files)
+        self.notes += [
+            f"inputs: {len(files)} images of {folder}, scaled to {self.side}×{self.side} whatever their shape, "
+            f"mean {MEAN}, deviation {DEVIATION}",
+            "labels: none: OpenImages' annotations are not read",
+        ]
+
+        def fill(index: int, row: Tensor) -> None:
+            row.copy_(stretched(files[index], self.side, MEAN, DEVIATION))
+
+        return fill
 
     def renamed_weights(self) -> Mapping[str, str]:
         return OLD_NAMES

@@ -141,21 +141,30 @@ class SsdWorkload(ImageWorkload):
 
 
 def prepared(path: Path, architecture: Architecture) -> Tensor:
-    """One image as the network wants it: ``[side, side, 3]`` RGB fp32, normalised.
+    """One image as the network wants it: ``[side, side, 3]`` RGB fp32, normalised (`stretched`)."""
+    return stretched(path, architecture.side, architecture.mean, architecture.deviation)
 
-    As MLPerf's reference prepares COCO (mlcommons/inference, vision/classification_and_detection/python/
-    dataset.py, ``maybe_resize``, then ``pre_process_coco_resnet34`` or ``pre_process_coco_pt_mobilenet``):
-    stretched to a square in floating point with cv2.INTER_LINEAR, which looks at the four nearest pixels
-    alone however much it shrinks, as ``interpolate`` does. (Pillow's bilinear filter does not.)
+
+def stretched(
+    path: Path, side: int, mean: tuple[float, float, float], deviation: tuple[float, float, float]
+) -> Tensor:
+    """One image as a detector wants it: ``[side, side, 3]`` RGB fp32, normalised as shares of 255.
+
+    As MLPerf's reference prepares COCO and OpenImages (mlcommons/inference, vision/classification_and_detection/
+    python/dataset.py, ``maybe_resize``, then ``pre_process_coco_resnet34``, ``pre_process_coco_pt_mobilenet`` or
+    ``pre_process_openimages_retinanet``): stretched to a square in floating point with cv2.INTER_LINEAR, which looks
+    at the four nearest pixels alone however much it shrinks, as ``interpolate`` does. (Pillow's bilinear filter does
+    not.)
 
     Raises:
         WorkloadError: the file cannot be decoded.
     """
     pixels = torch.from_numpy(np.array(images.upright(path), dtype=np.float32))
-    square = (architecture.side, architecture.side)
-    scaled = interpolate(pixels.permute(2, 0, 1)[None], size=square, mode="bilinear", align_corners=False)
+    scaled = interpolate(
+        pixels.permute(2, 0, 1)[None], size=(side, side), mode="bilinear", align_corners=False
+    )
     share = scaled[0].permute(1, 2, 0) / 255
-    return (share - torch.tensor(architecture.mean)) / torch.tensor(architecture.deviation)
+    return (share - torch.tensor(mean)) / torch.tensor(deviation)
 
 
 def decode(codes: Tensor, anchors: Tensor, scale: tuple[float, float]) -> Tensor:

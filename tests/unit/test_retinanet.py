@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.detection.retinanet import RetinaNet as TorchvisionsRetinaNet
@@ -15,7 +16,7 @@ from workloads import retinanet
 from workloads.catalog import CATALOG, build
 from workloads.protocol import Size, WorkloadError, WorkloadOptions, output_bytes
 from workloads.retinanet import RetinaNet
-from workloads.ssd import rows_of
+from workloads.ssd import rows_of, stretched
 from workloads.weights import seeded
 
 SIZES: tuple[Size, ...] = ("full", "small")
@@ -128,6 +129,31 @@ def test_predict_agrees_with_the_reference(plain: RetinaNet):
     indices = range(3)
     pairs = zip(output_bytes(plain.predict(indices)), plain.reference(indices), strict=True)
     assert plain.fidelity(pairs).value >= 98  # a score at the threshold may fall either way by rounding
+
+
+def test_a_folder_of_images_is_read(tmp_path: Path):
+    for number, seed in enumerate((1, 1, 2)):
+        pixels = np.random.default_rng(seed).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+
+    workload = loaded(replace(CPU, data=tmp_path))
+    first, twin, other = (rows[:, 1:] for rows in workload.predict([0, 1, 2]))
+
+    assert workload.total_sample_count == 3
+    assert workload.labelled is None
+    assert len(first)
+    assert np.array_equal(first, twin)
+    assert not np.array_equal(first, other)
+
+
+def test_images_are_normalised_as_torchvisions_detectors_have_them(tmp_path: Path):
+    Image.new("RGB", (30, 20), (255, 0, 51)).save(tmp_path / "plain.png")
+
+    row = stretched(tmp_path / "plain.png", 16, retinanet.MEAN, retinanet.DEVIATION)
+
+    assert row.shape == (16, 16, 3)
+    wanted = [(1 - 0.485) / 0.229, -0.456 / 0.224, (0.2 - 0.406) / 0.225]
+    np.testing.assert_allclose(row.reshape(-1, 3), np.tile(wanted, (256, 1)), rtol=1e-5)
 
 
 def test_checkpoints_of_mlperf_have_older_names(plain: RetinaNet, tmp_path: Path):
