@@ -111,7 +111,9 @@ def names_of(words: str) -> list[str]:
 
     names: dict[str, None] = {}
     for word in words.split(","):
-        named = MACROS.get(word.strip().lower()) or [parse_run({"main": word.strip()}).main]
+        name = word.strip()
+        typed = {"main": f"--workloads {words}"}
+        named = MACROS.get(name.lower()) or [parse_run({"main": name}, typed).main]
         names.update(dict.fromkeys(named))
 
     return list(names)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from scheduler.cli_options import console_of
+from scheduler.cli_options import console_of, scenario_option
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 
@@ -69,7 +69,7 @@ def compare(
 @click.option(
     "--workload", metavar="NAME", help="resnet50, bert, bert-99.9 … (default: that of RUN, or all)."
 )
-@click.option("--scenario", metavar="SCENARIO", help="Offline, Server, SingleStream or MultiStream.")
+@scenario_option("--scenario", help="Offline, Server, SingleStream or MultiStream.")
 @click.option("--system", metavar="TEXT", help="What is in the system's name: A30, A100, Triton …")
 @click.option("--round", "round_", metavar="ROUND", help="v1.0 to v3.0.")
 @click.option("--alone", is_flag=True, help="Also slices that were published alone only.")
@@ -91,17 +91,14 @@ def reference(
     from scheduler.compare import run_in
     from scheduler.report import compare as report
 
+    workload = _workload(workload)
+    every = published.references(published.rows())
+    published.check(every, workload=workload, round_=round_)
     own = None if folder is None else run_in(folder)
     if own is not None:
         workload, scenario = workload or own.result.main.workload, scenario or own.result.main.scenario
 
-    found = published.matching(
-        published.references(published.rows()),
-        workload=_workload(workload),
-        scenario=_scenario(scenario),
-        system=system,
-        round_=round_,
-    )
+    found = published.matching(every, workload=workload, scenario=scenario, system=system, round_=round_)
     both = [one for one in found if one.hetero is not None]
     listed = found if alone or not both else both
     if as_json:
@@ -118,18 +115,8 @@ def _workload(asked: str | None) -> str | None:
     """By the catalogue's name; MLPerf's benchmarks (bert-99.9), and what the catalogue does not have, as they are."""
     from workloads import catalog
 
-    found = None if asked is None or re.search(r"-99(\.9)?$", asked) else catalog.find(asked)
+    if asked is None or re.search(r":|-99(\.9)?$", asked):
+        return asked
+
+    found = catalog.find(asked)
     return asked if found is None else found.name
-
-
-def _scenario(asked: str | None) -> str | None:
-    from workloads.protocol import Scenario
-
-    if asked is None:
-        return None
-
-    for one in Scenario:
-        if one.value.lower() == re.sub(r"[-_ ]", "", asked).lower():
-            return one.value
-
-    raise click.BadParameter(f"{asked!r}; there are {', '.join(Scenario)}", param_hint="--scenario")

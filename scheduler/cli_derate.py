@@ -155,3 +155,11 @@ def _show(found: "Derating", folder: "Path", as_json: bool, console: "Console") 
     console.quiet = False
     report.show(found, console)
     console.print(f"  folder: {folder}", markup=False, highlight=False, soft_wrap=True)
+    if invalid := [str(folder / "runs" / run.key) for run in found.runs if run.verdict == "INVALID"]:
+        console.print(
+            f"  runs that are there are not measured again: remove {', '.join(invalid)} first, then give the same "
+            f"command with --output {folder}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )

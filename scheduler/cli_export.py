@@ -48,8 +48,9 @@ def export(folders: tuple[Path, ...], round_: str, **options: Any) -> None:
     \b
     hetero-mig export --mlperf v6.1 --submitter ORG results/…-resnet50-offline results/…-audit-test01-…
 
-    RUN…: folders of performance runs, of accuracy runs (--main-mode accuracy) and of audits. What is not
-    submittable is refused, with every reason.
+    RUN…: folders of performance runs, of accuracy runs (--main-mode accuracy) and of audits, all of which are held
+    against the one performance run submitted (`hetero-mig audit … --performance-run FOLDER`). What is not submittable
+    is refused, with every reason.
     """
     from scheduler import submission
     from scheduler.host import Host

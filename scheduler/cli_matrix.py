@@ -104,11 +104,8 @@ def _names(workloads: str) -> tuple[str, ...]:
     from scheduler.spec import parse_run
     from workloads.catalog import CATALOG
 
-    try:
-        names = parse_run({"main": next(iter(CATALOG)), "background": workloads}).background
-    except SpecError as error:
-        raise SpecError(asked=f"--workloads {workloads}", found=error.found, do=error.do) from None
-
+    asked = {"main": next(iter(CATALOG)), "background": workloads}
+    names = parse_run(asked, {"background": f"--workloads {workloads}"}).background
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice or not names:
         raise SpecError(

@@ -1,8 +1,10 @@
 """The options that every command which measures has in common, and what they make of them before it starts."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
@@ -26,6 +28,27 @@ class Decorator(Protocol):
         """The command, with one more option."""
 
 
+def _scenario(_context: click.Context, option: click.Parameter, value: str | None) -> str | None:
+    """By its plain name: SingleStream, single-stream, single_stream …"""
+    if value is None:
+        return None
+
+    from workloads.protocol import Scenario
+
+    named = {one.value.lower(): one.value for one in Scenario}
+    found = named.get(re.sub(r"[-_ ]", "", value).lower())
+    if found is None:
+        there = ", ".join(Scenario)
+        raise click.BadParameter(f"there is no scenario {value!r}; there are {there}", param=option)
+
+    return found
+
+
+def scenario_option(*names: str, **told: Any) -> Decorator:
+    """An option that takes a scenario in any case."""
+    return click.option(*names, metavar="SCENARIO", callback=_scenario, **told)
+
+
 DURATION = "DURATION"
 PLAIN_WIDTH = 120
 """Columns, where there is no terminal to ask."""
@@ -37,9 +60,8 @@ RUN: Mapping[str, Decorator] = {
         help="The main benchmark: a workload, by name or alias (see `workloads`), or your own: "
         "FILE.py:CLASS, hf:FOLDER.",
     ),
-    "main_scenario": click.option(
+    "main_scenario": scenario_option(
         "--main-scenario",
-        metavar="SCENARIO",
         help="Offline (default), Server, SingleStream or MultiStream, as far as the workload has them.",
     ),
     "main_mode": click.option(
@@ -198,7 +220,7 @@ SHOW: Mapping[str, Decorator] = {
         "--json", "as_json", is_flag=True, help="result.json to stdout, everything else to stderr."
     ),
     "dry_run": click.option("--dry-run", is_flag=True, help="Print the plan and start nothing."),
-    "quiet": click.option("-q", "--quiet", is_flag=True, help="Only the verdict."),
+    "quiet": click.option("-q", "--quiet", is_flag=True, help="No plan and no progress: the result alone."),
     "verbose": click.option(
         "-v", "--verbose", is_flag=True, help="Plain lines for every event, also on a terminal."
     ),
@@ -238,8 +260,11 @@ def options(named: Mapping[str, Decorator]) -> Decorator:
     return decorate
 
 
-def spec_of(options: Mapping[str, Any]) -> "RunSpec":
+def spec_of(options: Mapping[str, Any], typed: Mapping[str, str] = MappingProxyType({})) -> "RunSpec":
     """The run that a command's options ask for; options that are no field of it are passed over.
+
+    Args:
+        typed: as ``parse_run`` takes it.
 
     Raises:
         SpecError: they do not fit together.
@@ -255,7 +280,7 @@ def spec_of(options: Mapping[str, Any]) -> "RunSpec":
         if option in asked:
             asked[option] = _by_name(option, asked[option], asked["main"], asked.get("background", ""))
 
-    return parse_run(asked)
+    return parse_run(asked, typed)
 
 
 def _by_name(option: str, items: tuple[str, ...], main: str, background: str) -> dict[str, str]:

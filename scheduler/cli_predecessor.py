@@ -15,7 +15,8 @@ class Verbatim(click.Command):
 @click.pass_context
 def predecessor(context: click.Context, words: tuple[str, ...]) -> None:
     """Run a command line of MLPerf's HeteroMIG harness (launch_heterogeneous_mig.py), times in ms."""
-    from scheduler.predecessor import asks_for_help, help_text, translate
+    from scheduler.errors import SpecError
+    from scheduler.predecessor import asks_for_help, help_text, in_its_words, translate
 
     if asks_for_help(words):
         click.echo(help_text(), nl=False)
@@ -28,6 +29,9 @@ def predecessor(context: click.Context, words: tuple[str, ...]) -> None:
 
     click.echo(err=True)
     program = context.find_root().command
-    context.exit(
-        program.main(list(translation.arguments), prog_name="hetero-mig", standalone_mode=False) or 0
-    )
+    try:
+        code = program.main(list(translation.arguments), prog_name="hetero-mig", standalone_mode=False)
+    except SpecError as error:
+        raise SpecError(asked=in_its_words(error.asked), found=error.found, do=error.do) from None
+
+    context.exit(code or 0)

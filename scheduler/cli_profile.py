@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from scheduler.cli_mig import offer_what_was_left, shelf, tell
 from scheduler.cli_options import RUN, console_of, options, read_machine, spec_of
@@ -108,17 +109,42 @@ def profile(context: click.Context, /, workloads: tuple[str, ...], **asked: Any)
     Exit code: 0 every cell is measured, or out of memory or overloaded, which are results; 1 a cell failed; 2 asked
     wrongly; 3 could not run; 130/143 stopped: the same command goes on.
     """
-    context.exit(_profile(_translated(workloads, asked), asked))
+    context.exit(_profile(_translated(workloads, asked, _given(context)), asked))
 
 
-def _translated(words: tuple[str, ...], asked: dict[str, Any]) -> tuple[str, ...]:
+def _given(context: click.Context) -> dict[str, tuple[str, ...]]:
+    """The options on the command line, each with its values as they are written; none of a flag."""
+    found = {}
+    for option in context.command.params:
+        name = option.name or ""
+        if (
+            isinstance(option, click.Option)
+            and context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        ):
+            value = context.params[name]
+            values = () if option.is_flag else value if option.multiple else (value,)
+            found[max(option.opts, key=len)] = tuple(map(_written, values))
+
+    return found
+
+
+def _written(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_written, value))
+
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
+
+
+def _translated(
+    words: tuple[str, ...], asked: dict[str, Any], given: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
     """The workloads; MIGProfiler's ``key=value`` become the options that they stand for, and the command is told."""
     from scheduler import migprofiler
 
     if not migprofiler.is_meant(words):
         return words
 
-    new = migprofiler.translated(words)
+    new = migprofiler.translated(words, given)
     click.echo(f"as MIGProfiler's arguments; the same is: hetero-mig profile {new.command}", err=True)
     for note in new.notes:
         click.echo(f"note: {note}", err=True)
@@ -220,7 +246,7 @@ def _specs(words: Sequence[str], asked: Mapping[str, Any]) -> "list[RunSpec]":
         own = {option: _items_of(option, asked[option], name, names) for option in ("weights", "data")}
         entry = catalog.CATALOG.get(name)
         scenario = {} if entry is None else {"main_scenario": entry.scenarios[0]}
-        spec = spec_of({"main": name, **fixed, **own, **scenario})
+        spec = spec_of({"main": name, **fixed, **own, **scenario}, {"main": f"profile {name}"})
         found[spec.main] = spec
 
     return list(found.values())

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from scheduler.cli_mig import offer_what_was_left
-from scheduler.cli_options import DURATION, console_of, plan_of, read_machine, run_options, spec_of
+from scheduler.cli_options import (
+    DURATION,
+    console_of,
+    plan_of,
+    read_machine,
+    run_options,
+    scenario_option,
+    spec_of,
+)
 
 if TYPE_CHECKING:
     from scheduler.assignment import Plan
@@ -19,11 +27,10 @@ SHORTEST_SCREENING_S = 1.0
 
 
 @click.command()
-@click.option(
+@scenario_option(
     "--main-scenario",
     "--scenario",
     "main_scenario",
-    metavar="SCENARIO",
     default="Server",
     help="Server (default): the highest target QPS that is VALID. Offline, SingleStream, MultiStream: the rate to "
     "tell LoadGen so that the test is VALID and no longer than it must be.",
@@ -50,7 +57,8 @@ SHORTEST_SCREENING_S = 1.0
 @click.option(
     "--max-time",
     metavar=DURATION,
-    help="Make no trial that would end later; the answer is the best proven by then.",
+    help="Make no trial that by its length would end later (loading and calibration are not counted before they "
+    "happen); the answer is the best proven by then.",
 )
 @click.option(
     "--baseline-qps",

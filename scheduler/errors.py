@@ -38,6 +38,7 @@ HeteroMigError
     ├── FolderBusy                another process writes it
     ├── DiskFull
     └── FolderDamaged             a file that judging needs is missing or unreadable
+        └── NoRun                 the folder is not one of a run at all (exit 2)
 """
 
 import signal
@@ -74,11 +75,15 @@ class Stopped(HeteroMigError):
 class SeriesCutShort(HeteroMigError):
     """One run of a series was stopped or could not run; what was finished before it is kept."""
 
-    def __init__(self, code: int, key: str, breaches: Sequence[str], folder: Path) -> None:
+    def __init__(
+        self, code: int, key: str, breaches: Sequence[str], folder: Path, advice: Sequence[str] = ()
+    ) -> None:
+        first = "; ".join(one for one in dict.fromkeys(advice) if one)
+        again = f"{first}; the same command goes" if first else "give the same command again: it goes"
         super().__init__(
             asked=f"run {key} of a series",
             found="; ".join(breaches) or "it did not come to a verdict",
-            do=f"give the same command again: it goes on from here; what is done is kept in {folder}",
+            do=f"{again} on from here; what is done is kept in {folder}",
         )
         self.exit_code = code
 
@@ -225,3 +230,9 @@ class DiskFull(RecordError):
 
 class FolderDamaged(RecordError):
     """A file that judging needs is missing or unreadable."""
+
+
+class NoRun(FolderDamaged):
+    """The folder named is not one of a run, or of what else was asked for."""
+
+    exit_code = 2

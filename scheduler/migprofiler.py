@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from scheduler.errors import SpecError
@@ -28,11 +29,19 @@ MODELS = {
     "resnet50": "resnet50",
     "bert-base": "bert-base",
     "bert-base-cased": "bert-base",
+    "distil": "distilbert",
     "distil_v1": "distilbert",
     "distil_v2": "distilbert",
     "distilbert": "distilbert",
     "minilm": "minilm",
     "mpnet": "mpnet",
+}
+KEY_OF = {
+    "--batch-sizes": "batch_sizes",
+    "--sequence-lengths": "sequence_lengths",
+    "--seconds": "fixed_time",
+    "--slices": "gpu_i_id",
+    "--output": "save_dir",
 }
 FIXED_TIME_S = "60"
 BATCH_SIZES = "1,2,4,8,16,32"
@@ -46,9 +55,9 @@ class Translated:
 
     workloads: tuple[str, ...]
     options: Mapping[str, Any]
-    """By parameter of ``profile``, as it converts them."""
+    """By parameter of ``profile``, as it converts them; those that were given beside the words are not among them."""
     command: str
-    """What follows ``hetero-mig profile``."""
+    """What follows ``hetero-mig profile``: these options and those that were given."""
     notes: tuple[str, ...]
 
 
@@ -57,52 +66,86 @@ def is_meant(words: Sequence[str]) -> bool:
     return any(word.partition("=")[0] in ("model_name", "workload") and "=" in word for word in words)
 
 
-def translated(words: Sequence[str]) -> Translated:
+def translated(
+    words: Sequence[str], given: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+) -> Translated:
     """What they ask for, as workloads and options of ``profile``.
 
+    Args:
+        given: the options beside them, by name (``--slices``), each with its values, none of a flag. They hold in
+            place of MIGProfiler's defaults.
+
     Raises:
-        SpecError: a key or a value that has no counterpart here.
+        SpecError: a key or a value that has no counterpart here, or an option that says something else than a word.
     """
-    given = _by_key(words)
-    model, group = given.get("model_name", "vision_transformer"), given.get("workload", "cv_infer").strip()
-    if group not in GROUPS:
-        raise _refused(f"workload={group}", "MIGProfiler has no such workload", f"take {', '.join(GROUPS)}")
-
-    workload = MODELS.get(model, MODELS.get(model.lower(), model)) + (
-        ":train" if group.endswith("train") else ""
-    )
-    if workload not in GROUPS[group]:
-        raise _refused(
-            f"model_name={model} workload={group}",
-            f"{group} has {', '.join(GROUPS[group])}",
-            "name one of them: hetero-mig profile WORKLOAD",
-        )
-
-    lists = {"batch_sizes": _list(given.get("batch_sizes", BATCH_SIZES))}
+    said = _by_key(words)
+    group = said.get("workload", "cv_infer").strip()
+    workload = _workload(said.get("model_name", "vision_transformer"), group)
+    options = {"--batch-sizes": _list(said.get("batch_sizes", BATCH_SIZES))}
     notes = []
     if group == "nlp_infer":
-        lists["sequence_lengths"] = _list(given.get("sequence_lengths", SEQUENCE_LENGTH))
-        if "sequence_lengths" not in given:
+        options["--sequence-lengths"] = _list(said.get("sequence_lengths", SEQUENCE_LENGTH))
+        if "sequence_lengths" not in said and "--sequence-lengths" not in given:
             notes.append(
                 "MIGProfiler then goes through sequence lengths 32 to 512 at batch size 32: profile that apart"
             )
+    elif "sequence_lengths" in said:
+        notes.append(f"sequence_lengths is left out: {workload} cannot choose the length")
 
-    seconds = str(_above_0(given.get("fixed_time", FIXED_TIME_S), "fixed_time"))
-    options: dict[str, str] = {f"--{name.replace('_', '-')}": text for name, text in lists.items()}
-    options["--seconds"] = seconds
-    if "gpu_i_id" in given:
-        options["--slices"] = f"gpu0:gi{_whole(given['gpu_i_id'], 'gpu_i_id')}:ci0"
+    options["--seconds"] = str(_above_0(said.get("fixed_time", FIXED_TIME_S), "fixed_time"))
+    if "gpu_i_id" in said:
+        options["--slices"] = f"gpu0:gi{_whole(said['gpu_i_id'], 'gpu_i_id')}:ci0"
         notes.append("gpu_i_id is taken as a GPU instance of GPU 0; see `hetero-mig slices`")
 
-    if "save_dir" in given:
-        options["--output"] = given["save_dir"]
+    if "save_dir" in said:
+        options["--output"] = said["save_dir"]
+
+    for option, text in options.items():
+        _agree(option, text, said, given)
 
     return Translated(
         workloads=(workload,),
-        options=_converted(options),
-        command=shlex.join([workload, *(part for pair in options.items() for part in pair)]),
+        options=_converted({option: text for option, text in options.items() if option not in given}),
+        command=_command(workload, {option: (text,) for option, text in options.items()} | dict(given)),
         notes=tuple(notes),
     )
+
+
+def _workload(model: str, group: str) -> str:
+    if group not in GROUPS:
+        raise _refused(f"workload={group}", "MIGProfiler has no such workload", f"take {', '.join(GROUPS)}")
+
+    kind = ":train" if group.endswith("train") else ""
+    workload = MODELS.get(model, MODELS.get(model.lower(), model)) + kind
+    if workload in GROUPS[group]:
+        return workload
+
+    its_names = {ours: its for its, ours in reversed(MODELS.items())}  # of several the first
+    its = [its_names.get(name.removesuffix(kind), name.removesuffix(kind)) for name in GROUPS[group]]
+    raise _refused(
+        f"model_name={model} workload={group}",
+        f"{group} has {', '.join(GROUPS[group])} and no other",
+        f"hetero-mig profile model_name={' or '.join(its)} workload={group}; in this program's words: "
+        f"hetero-mig profile {' or '.join(GROUPS[group])}",
+    )
+
+
+def _agree(option: str, text: str, said: Mapping[str, str], given: Mapping[str, tuple[str, ...]]) -> None:
+    key = KEY_OF[option]
+    if key in said and option in given and given[option] != (text,):
+        raise SpecError(
+            asked=f"{key}={said[key]} and {option} {' '.join(given[option])}",
+            found=f"{key}={said[key]} is {option} {text}, so they contradict each other",
+            do="leave one of the two out",
+        )
+
+
+def _command(workload: str, options: Mapping[str, tuple[str, ...]]) -> str:
+    words = [workload]
+    for option, values in options.items():
+        words += [word for value in values for word in (option, value)] if values else [option]
+
+    return shlex.join(words)
 
 
 def _by_key(words: Sequence[str]) -> dict[str, str]:

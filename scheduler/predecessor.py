@@ -7,6 +7,7 @@ mlcommons/inference_results_v1.1); before it closed/NVIDIA/scripts/launch_hetero
 """
 
 import argparse
+import re
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,11 @@ SCRIPT = "launch_heterogeneous_mig.py"
 DEFAULT_MS = 600_000
 """Of main's duration and of the start buffer."""
 END_BUFFER_MS = 30_000
+ITS_NAMES = {
+    "--main": "--main_benchmark",
+    "--main-scenario": "--main_scenario",
+    "--background": "--background_benchmarks",
+}
 AUDITS = {f"run_audit_test{number}": f"TEST{number}" for number in ("01", "04", "05")}
 TAKES_OPTIONS = ("--main_benchmark_runargs", "--main_benchmark_args", "--main_benchmark_cmd_prefix")
 """Their value looks like an option itself; argparse takes it only after a ``=``."""
@@ -37,6 +43,11 @@ class Translation:
     @property
     def command(self) -> str:
         return shlex.join(("hetero-mig", *self.arguments))
+
+
+def in_its_words(asked: str) -> str:
+    """What a refusal says was asked, with the predecessor's name for each option whose value is passed on as it is."""
+    return re.sub(rf"(?<!\S)({'|'.join(ITS_NAMES)}) (?=[^-])", lambda found: f"{ITS_NAMES[found[1]]}=", asked)
 
 
 def asks_for_help(words: Sequence[str]) -> bool:

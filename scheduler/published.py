@@ -14,6 +14,7 @@ from typing import Any
 
 import profiles
 from scheduler.conditions import Difference, Measured, gpu_settings
+from scheduler.errors import SpecError
 from workloads.protocol import Scenario
 
 SYSTEM = re.compile(
@@ -159,6 +160,29 @@ def references(published: Sequence[Published]) -> list[Reference]:
         by_figures[_figures(found)] = replace(found, benchmarks=benchmarks)
 
     return list(by_figures.values())
+
+
+def check(every: Iterable[Reference], *, workload: str | None, round_: str | None) -> None:
+    """Refuse what nothing is published of.
+
+    Args:
+        workload: by the catalogue's name, or MLPerf's benchmark.
+
+    Raises:
+        SpecError: no single slice of that workload, or of that round; it names those that there are.
+    """
+    listed = list(every)
+    told = (
+        ("--workload", workload, [name for one in listed for name in (one.either.workload, *one.benchmarks)]),
+        ("--round", round_, [one.either.round for one in listed]),
+    )
+    for option, asked, there in told:
+        if asked is not None and asked not in there:
+            raise SpecError(
+                asked=f"reference {option} {asked}",
+                found="MLPerf has published no single MIG slice of that",
+                do=f"take one of {', '.join(sorted(set(there)))}",
+            )
 
 
 def matching(

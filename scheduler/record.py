@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import events
-from scheduler.errors import DiskFull, FolderDamaged, FolderTaken, RecordError
+from scheduler.errors import DiskFull, FolderDamaged, FolderTaken, NoRun, RecordError
 from scheduler.events import Action, Event
 
 _KINDS = {
@@ -142,8 +142,19 @@ class RunFolder:
         """What was asked and decided.
 
         Raises:
-            FolderDamaged: there is none, or it cannot be read.
+            NoRun: there is none.
+            FolderDamaged: it cannot be read.
         """
+        if not (self.path / "manifest.json").exists():
+            series = (self.path / "series.json").exists()
+            raise NoRun(
+                asked=f"the run in {self.path}",
+                found="it is a series of runs, not one run"
+                if series
+                else "there is no manifest.json: it is no run",
+                do="name one of the folders in its runs/ folder" if series else "name the folder of a run",
+            )
+
         return self._read("manifest.json")
 
     def has_result(self) -> bool:
@@ -169,6 +180,8 @@ class RunFolder:
     def _read(self, name: str) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise _damaged(self.path / name, "there is no such file") from None
         except (OSError, ValueError) as error:
             raise _damaged(self.path / name, str(error)) from error
 

@@ -74,8 +74,9 @@ class Series:
 
         code = judging.exit_code(result, folder)
         if code not in CAME_TO_A_VERDICT:
-            breaches = [finding.message for finding in result.findings if finding.severity == "breach"]
-            raise SeriesCutShort(code, key, breaches, self.path)
+            breaches = [finding for finding in result.findings if finding.severity == "breach"]
+            told, advice = [one.message for one in breaches], [one.recommendation for one in breaches]
+            raise SeriesCutShort(code, key, told, self.path, advice)
 
         return result
 

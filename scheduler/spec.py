@@ -1,7 +1,9 @@
 """What the user asks, validated: the only place where input is. Decides nothing."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -417,8 +419,11 @@ class RunSpec(BaseModel):
         return self
 
 
-def parse_run(asked: dict[str, Any]) -> RunSpec:
+def parse_run(asked: dict[str, Any], typed: Mapping[str, str] = MappingProxyType({})) -> RunSpec:
     """The run that ``asked`` (option → value, unset options left out) describes.
+
+    Args:
+        typed: what stands on the command line, where that is not the option of that name: for the message.
 
     Raises:
         SpecError: one message for the first thing wrong.
@@ -429,17 +434,21 @@ def parse_run(asked: dict[str, Any]) -> RunSpec:
         first = error.errors(include_url=False)[0]
         message = str(first["msg"]).removeprefix("Value error, ")
         raise SpecError(
-            asked=_as_asked(first["loc"], asked),
+            asked=_as_asked(first["loc"], asked, typed),
             found=message,
             do="correct it; `hetero-mig --help` lists every option",
         ) from None
 
 
-def _as_asked(where: tuple[int | str, ...], asked: dict[str, Any]) -> str:
+def _as_asked(where: tuple[int | str, ...], asked: dict[str, Any], typed: Mapping[str, str]) -> str:
     """The option at fault as it was given; that of a contradiction are main and its scenario."""
     options = [str(where[0])] if where else ["main", "main_scenario"]
     words: list[str] = []
     for option in options:
+        if option in typed:
+            words.append(typed[option])
+            continue
+
         words.append("--" + option.replace("_", "-"))
         value = asked.get(option, "")
         if isinstance(value, dict):

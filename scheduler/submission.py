@@ -6,6 +6,7 @@ rules before it is given its name.
 
 import errno
 import json
+import shlex
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -173,7 +174,7 @@ def _refuse(asked: Asked, reasons: Sequence[str]) -> None:
         raise SpecError(
             asked=f"export --mlperf {asked.round}, {asked.division} division, of {', '.join(map(str, asked.folders))}",
             found=f"{len(told)} things stand against it:\n" + "\n".join(f"  - {reason}" for reason in told),
-            do="mend them; --rehearsal writes a marked tree of small models and random weights",
+            do="mend each as it says; a small model and random weights are taken by --rehearsal, whose tree is marked",
         )
 
 
@@ -190,7 +191,7 @@ def files_of(tree: Path) -> dict[str, str]:
 
 
 def gathered(folders: Sequence[Path]) -> list[Benchmark]:
-    """The runs in these folders by workload and scenario; of an audit also those that it made.
+    """The runs in these folders by workload and scenario; an audit's own where no run of that kind is among them.
 
     Raises:
         FolderDamaged: one is the folder of neither, or was cut short.
@@ -213,12 +214,13 @@ def gathered(folders: Sequence[Path]) -> list[Benchmark]:
     for one in named:
         _add(of(one), one)
 
+    said = {_kind(one) for one in named}
     for path, answer in audits:
         made = {key: _made(RunFolder(path / where)) for key, where in answer["runs"].items()}
         benchmark = of(made[PERFORMANCE])
         benchmark.audits[answer["test"]] = path, answer
         for key in (PERFORMANCE, ACCURACY):
-            if key in made:
+            if key in made and _kind(made[key]) not in said:
                 _add(benchmark, made[key])
 
     return list(found.values())
@@ -249,6 +251,11 @@ def _made(folder: RunFolder) -> Made:
     return Made(folder=folder, manifest=judging.read_manifest(folder), result=judging.judge(folder))
 
 
+def _kind(made: Made) -> tuple[str, Scenario, bool]:
+    """What a submission has one of."""
+    return made.manifest.main.workload, made.manifest.main.scenario, made.manifest.accuracy is not None
+
+
 def _add(benchmark: Benchmark, made: Made) -> None:
     runs = benchmark.accuracy if made.manifest.accuracy is not None else benchmark.performance
     if made.folder.path.resolve() not in [one.folder.path.resolve() for one in runs]:
@@ -273,7 +280,10 @@ def refusals(benchmark: Benchmark, round_: LoadgenRound, division: Division) -> 
             yield Refusal(f"{name}: no {what} run was named")
         elif len(runs) > 1:
             folders = ", ".join(str(one.folder.path) for one in runs)
-            yield Refusal(f"{name}: more than one {what} run: {folders}; name the one")
+            yield Refusal(
+                f"{name}: more than one {what} run: {folders}; one is submitted: name it, and audits that were "
+                f"held against it (`hetero-mig audit … --{what}-run FOLDER`)"
+            )
 
         for one in runs:
             yield from _of_run(f"{name}, {what} run", one, round_)
@@ -281,6 +291,7 @@ def refusals(benchmark: Benchmark, round_: LoadgenRound, division: Division) -> 
     if benchmark.performance and benchmark.accuracy:
         yield from _of_both(name, benchmark.performance[0], benchmark.accuracy[0])
 
+    yield from _of_other_runs(name, benchmark, round_)
     if division == "closed":
         yield from _of_audits(name, benchmark, round_)
 
@@ -336,7 +347,8 @@ def _of_both(name: str, performance: Made, accuracy: Made) -> Iterator[Refusal]:
 def _of_audits(name: str, benchmark: Benchmark, round_: LoadgenRound) -> Iterator[Refusal]:
     for test in round_.of(benchmark.workload).audits:
         if test not in benchmark.audits:
-            yield Refusal(f"{name}: no {test} was named; `hetero-mig audit {test}` makes it")
+            again = _again(test, benchmark, round_)
+            yield Refusal(f"{name}: no {test} was named; make it with the options of that run: `{again}`")
             continue
 
         path, answer = benchmark.audits[test]
@@ -346,9 +358,28 @@ def _of_audits(name: str, benchmark: Benchmark, round_: LoadgenRound) -> Iterato
         if answer["round"] != round_.round:
             yield Refusal(f"{name}: {test} in {path} is of round {answer['round']}")
 
-        against = (path / answer["runs"][PERFORMANCE]).resolve()
-        if benchmark.performance and against != benchmark.performance[0].folder.path.resolve():
-            yield Refusal(f"{name}: {test} in {path} was held against another performance run, {against}")
+
+def _of_other_runs(name: str, benchmark: Benchmark, round_: LoadgenRound) -> Iterator[Refusal]:
+    """MLPerf verifies each audit against the runs that are submitted."""
+    for test, (path, answer) in benchmark.audits.items():
+        for key, runs in ((PERFORMANCE, benchmark.performance), (ACCURACY, benchmark.accuracy)):
+            against = (path / answer["runs"].get(key, "")).resolve()
+            if key in answer["runs"] and runs and against != runs[0].folder.path.resolve():
+                yield Refusal(
+                    f"{name}: {test} in {path} was held against another {key} run, {against}; make it against the one "
+                    f"that is submitted: `{_again(test, benchmark, round_)}`, with the other options of that run"
+                )
+
+
+def _again(test: str, benchmark: Benchmark, round_: LoadgenRound) -> str:
+    """The command that holds a test against the runs that are submitted."""
+    words = ["hetero-mig", "audit", test, "--main", benchmark.workload, "--main-scenario", benchmark.scenario]
+    words += ["--round", round_.round]
+    for one in (*benchmark.performance[:1], *(benchmark.accuracy[:1] if test == "TEST01" else ())):
+        kind = PERFORMANCE if one.manifest.accuracy is None else ACCURACY
+        words += [f"--{kind}-run", str(one.folder.path)]
+
+    return shlex.join(words)
 
 
 # ---------------------------------------------------------------------- the tree

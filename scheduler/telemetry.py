@@ -1,9 +1,10 @@
 """Samples of the machine while a run lasts: ``telemetry.jsonl``, one JSON line each, and ``telemetry.json``.
 
 A thread of the launcher takes them, never a worker, and spends hardly more than ``BUDGET``: the harness is to be
-quieter than what it measures. The machine and the workers are in every line. Asking a GPU takes some 5 ms of a core
-(seen on an H200): the devices take turns, as often as can be paid for, and power each second whatever it costs. The
-columns are in columns.py; what the machine does not tell is None, with the reason once in ``telemetry.json``.
+quieter than what it measures. The machine and the workers are in every line that can be paid for. Asking a GPU takes
+some 5 ms of a core (seen on an H200): the devices take turns, as often as can be paid for; one that has waited too long
+is asked all the same, and what that costs the lines go without. The columns are in columns.py; what the machine does
+not tell is None, with the reason once in ``telemetry.json``.
 
 Of slices that are to be idle it is also told who computes there: ``idle.json``, for GPUs before and after the run,
 and in each line of ``telemetry.jsonl`` how long the CPU cores have worked.
@@ -23,7 +24,7 @@ from scheduler.errors import GpuError, RecordError
 from scheduler.proc import BusyTimes, OpenFile, OpenMachine, OpenProcess
 from scheduler.record import RunFolder
 from scheduler.telemetry_gpus import Gpus, opened, opened_nvml
-from scheduler.turns import SLOW_EVERY_S, Learn, Line, Living, Slowly, Turn, Watched, merge
+from scheduler.turns import Learn, Line, Living, Slowly, Turn, Watched, merge
 from workloads.progress import MARK_BYTES, MARK_FILE, mark_of
 
 BUDGET, SAVED_S = 0.0085, 1.0
@@ -31,9 +32,11 @@ BUDGET, SAVED_S = 0.0085, 1.0
 under 1 %."""
 DEVICES_SHARE = 0.5
 """Of the budget, where there are devices: theirs, beside what the rest of a line leaves."""
-UNPAID_EVERY_S = 0.7
-"""As often one of the devices has its turn even if it is not paid for; a board's power every SLOW_EVERY_S, as a cell of
-3 s needs two of its samples."""
+UNPAID_EVERY_S, POWER_EVERY_S = 0.7, 1.4
+"""As often one of the devices has its turn, and one of the boards tells its power, even if it is not paid for: 3 s of a
+run with one board need its power twice."""
+LEAST_LINES = 0.5
+"""Of what lines may take, when the devices' turns cost more than their own part."""
 
 SOURCES = {"host": "/proc/stat and /proc/meminfo", "workers": "/proc and progress.bin"}
 
@@ -125,6 +128,12 @@ class Account:
         """Take it off, whether it is there or not."""
         self.left_s -= cpu_s
 
+    def lend(self, other: "Account", most_s: float) -> None:
+        """Pay what the other has overdrawn, up to so much."""
+        lent_s = min(max(0.0, -other.left_s), most_s)
+        self.left_s -= lent_s
+        other.left_s += lent_s
+
 
 @dataclass(slots=True)
 class _Waiting:
@@ -145,12 +154,18 @@ class Devices:
     """
 
     def __init__(self, gpus: Gpus, clock: Clock, cpu_s: Callable[[], float] = thread_cpu_s) -> None:
-        self._waiting = [_Waiting(one, SLOW_EVERY_S) for one in gpus.powers]
+        self._waiting = [_Waiting(one, POWER_EVERY_S * len(gpus.powers)) for one in gpus.powers]
         self._waiting += [_Waiting(one, UNPAID_EVERY_S * len(gpus.turns)) for one in gpus.turns]
         self._clock = clock
         self._cpu_s = cpu_s
         self.share = DEVICES_SHARE if self._waiting else 0.0
         self.account = Account(self.share)
+
+    def pay(self, for_lines: Account, span_s: float) -> None:
+        """Give both accounts what this time brings: what lines leave is the devices', and what these have overdrawn the
+        lines bear, as long as `LEAST_LINES` of theirs is left."""
+        self.account.earn(span_s, for_lines.earn(span_s))
+        for_lines.lend(self.account, (1 - LEAST_LINES) * BUDGET * (1 - self.share) * span_s)
 
     def ask(self, line: Line, now_s: float, learn: Learn, longest_s: float, *, free: bool = False) -> float:
         """Add to the line what those say that have their turn; gives the CPU time that took.
@@ -223,8 +238,7 @@ class _Sampler:
             now_s = self._clock.now()
             self._late += now_s - due_s > self._period_s
             due_s = max(due_s + self._period_s, now_s)  # a sample that was missed is not made up for
-            unused_s = self._for_lines.earn(now_s - before_s)
-            self._devices.account.earn(now_s - before_s, unused_s)
+            self._devices.pay(self._for_lines, now_s - before_s)
             before_s = now_s
             try:
                 self._sample(now_s)

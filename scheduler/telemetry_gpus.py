@@ -28,7 +28,7 @@ GPU_COLUMNS = (
 """Of ``nvml.GpuSample``, both."""
 COUNTED = ("throttled_s", "ecc_corrected", "ecc_uncorrected")
 """Of ``nvml_counters.GpuCounters``."""
-COUNTED_EVERY_S = 3.0
+COUNTED_EVERY_S = 5.0
 """They and PCIe take most of a board's time."""
 
 

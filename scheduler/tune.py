@@ -207,10 +207,11 @@ class _Search:
         if last is None or last.name != self._at_hand.name or last.run != self._key:
             result = judging.judge(self._folder, run.benchmark_record(self._at_hand))
             code = judging.exit_code(result, self._folder)
-            raise SeriesCutShort(code if code > 1 else 3, self._key, _breaches(result), runs.path)
+            told, advice = _breaches(result)
+            raise SeriesCutShort(code if code > 1 else 3, self._key, told, runs.path, advice)
 
         if self._hopeless():
-            raise SeriesCutShort(3, self._key, last.spoiled, runs.path)
+            raise SeriesCutShort(3, self._key, last.spoiled, runs.path, self._advice)
 
     def _what_follows(self, workers: Supervisor) -> NextMain | NoMoreMains:
         self._take_down()
@@ -289,6 +290,7 @@ class _Search:
         own = RunFolder(self._folder.benchmark(record.name))
         own.write_json(judging.OF_A_MAIN, record.model_dump(mode="json"))
         own.write_result(result.model_dump(mode="json"))
+        self._advice = _breaches(result)[1]
         calibrated = self._folder.calibration(record.name)
         self._journal.add(
             judged(
@@ -307,5 +309,7 @@ class _Search:
         self._tuning.show.judged(self._journal.trials[-1], known)
 
 
-def _breaches(result: Result) -> list[str]:
-    return [finding.message for finding in result.findings if finding.severity == "breach"]
+def _breaches(result: Result) -> tuple[list[str], list[str]]:
+    """What is wrong, and what to do about it."""
+    found = [finding for finding in result.findings if finding.severity == "breach"]
+    return [one.message for one in found], [one.recommendation for one in found]

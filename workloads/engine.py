@@ -125,6 +125,16 @@ class Graphs:
         self._seen.add(count)
         return _rows(self.replay(bucket), count)
 
+    @torch.inference_mode()
+    def capture_all(self) -> None:
+        """Capture every batch size now, the largest first: none amid a measurement.
+
+        Raises:
+            RuntimeError: the function cannot be captured.
+        """
+        for power in reversed(range((self._batch_size - 1).bit_length())):
+            self.replay(1 << power)
+
     def replay(self, bucket: int) -> Any:
         """The outputs of exactly that many rows, captured on the first call; queued on the current stream.
 

@@ -5,12 +5,13 @@ from itertools import zip_longest
 from statistics import fmean
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from scheduler.derate import keys
 from scheduler.derating import Derating, Ratio
 from scheduler.report.series_view import FinishedRun, Step
-from scheduler.report.text import plain, show_finding
+from scheduler.report.text import plain, say, show_finding
 from scheduler.result import Metric
 
 LAST_SHOWN = 8
@@ -25,17 +26,17 @@ def show(found: Derating, console: Console) -> None:
     console.print(f"\n[bold {colour}]{found.verdict}[/] derating of {main.workload}, {main.scenario}")
     rate = "" if main.target_qps is None else f", target_qps {plain(main.target_qps)} in every run"
     lasting = "" if main.min_duration_s is None else f", {main.min_duration_s:g} s or more a run"
-    console.print(
+    say(
         f"  {main.workload} on {main.slice}: {main.size}, {main.precision}, batch ≤ {main.batch_size}{lasting}{rate}",
-        highlight=False,
-        soft_wrap=True,
+        console,
+        under=4,
     )
     if found.background:
         company = ", ".join(f"{workload} on {where}" for where, workload in found.background.items())
-        console.print(f"  beside {company}", highlight=False, soft_wrap=True)
+        say(f"  beside {company}", console, under=4)
 
     if found.ratios:
-        console.print(_table(found))
+        console.print(Padding(_table(found), (0, 0, 0, 1), expand=False))
     else:
         console.print("  nothing is compared", highlight=False)
 
@@ -80,10 +81,11 @@ def _table(found: Derating) -> Table:
     one = found.ratios[0]
     pairs = "1 pair" if found.pairs == 1 else f"{found.pairs} pairs"
     table = Table(
-        title=f"  {pairs}; intervals at {one.confidence:.0%}; what is within {one.margin * 100:g} % does not matter",
+        title=f" {pairs}; intervals at {one.confidence:.0%}; what is within {one.margin * 100:g} % does not matter",
         title_justify="left",
         box=None,
-        padding=(0, 1, 0, 1),
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
     table.add_column("", no_wrap=True)
     for column in ("alone", "company", "ratio", "interval"):
@@ -96,16 +98,30 @@ def _table(found: Derating) -> Table:
             plain(ratio.baseline),
             plain(ratio.hetero),
             f"{ratio.ratio:.3f}",
-            "" if ratio.interval is None else "–".join(map(_bound, ratio.interval)),
-            f"[{_COLOUR[ratio.decision]}]{ratio.words}[/]{_which_way(ratio)}",
+            reach(ratio.interval),
+            f"[{_COLOUR[ratio.decision]}]{_short(ratio)}[/]{which_way(ratio.decision, ratio.ratio, ratio.better)}",
         )
 
     return table
 
 
-def _bound(value: float) -> str:
-    """Of two or three noisy pairs the interval may reach anywhere."""
-    return f"{value:.3f}" if value < 1000 else "over 1000"
+def reach(interval: Sequence[float] | None) -> str:
+    """0.943–0.958; of two or three noisy pairs it may reach anywhere; empty for None."""
+    return "–".join(f"{bound:.3f}" if bound < 1000 else "over 1000" for bound in interval or ())
+
+
+def which_way(decision: str, ratio: float, better: str) -> str:
+    """What follows the words for a difference: by how much it is worse or better."""
+    if decision != "difference":
+        return ""
+
+    worse = (ratio < 1) == (better == "more")
+    return f", {abs(ratio - 1):.1%} {'worse' if worse else 'better'}"
+
+
+def _short(ratio: Ratio) -> str:
+    """The words, so that the row fits: too noisy, repeat 3 more."""
+    return ratio.words.replace(" to tell (", ", ").removesuffix(")")
 
 
 def _name(ratio: Ratio) -> str:
@@ -113,11 +129,3 @@ def _name(ratio: Ratio) -> str:
         return ratio.unit if ratio.figure == "throughput" else f"score {ratio.unit}"
 
     return f"{ratio.figure.removeprefix('latency ').replace('p999', 'p99.9')} {ratio.unit}"
-
-
-def _which_way(ratio: Ratio) -> str:
-    if ratio.decision != "difference":
-        return ""
-
-    worse = (ratio.ratio < 1) == (ratio.better == "more")
-    return f", {abs(ratio.ratio - 1):.1%} {'worse' if worse else 'better'}"

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
+from math import log10
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -95,12 +96,18 @@ def drawn(rows: int = 1, height_in: float = 3.0, *, share_x: bool = True) -> Ite
         drawing.svg = svg_of(figure)
 
 
-def label_plainly(axis: "Axis") -> None:
-    """Label a logarithmic axis with plain numbers: matplotlib's own labels are formulas. Call it with all drawn."""
+def label_plainly(axis: "Axis", most: int = 7) -> None:
+    """Label a logarithmic axis with plain numbers: matplotlib's own labels are formulas. Call it with all drawn.
+
+    Args:
+        most: labels that have room; only whole powers of ten may be more.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     lowest, highest = axis.get_view_interval()
-    subs = (1.0, 2.0, 5.0) if highest < 200 * lowest else (1.0,)
+    decades = log10(highest / lowest)
+    choices = ((1.0, 2.0, 5.0), (1.0, 3.0))
+    subs = next((subs for subs in choices if len(subs) * decades <= most), (1.0,))
     axis.set_major_locator(LogLocator(subs=subs))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(

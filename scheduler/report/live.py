@@ -171,10 +171,10 @@ class LiveView(Redrawn):
         now = self._clock.now()
         table = Table(box=None, pad_edge=False)
         for column in ("slice", "benchmark", "stage"):
-            table.add_column(column)
+            table.add_column(column, overflow="fold")
 
-        table.add_column("samples/s", justify="right")
-        table.add_column("samples", justify="right")
+        table.add_column("samples/s", justify="right", no_wrap=True)
+        table.add_column("samples", justify="right", no_wrap=True)
         for one in self._plan.all:
             table.add_row(*self._row(one, now))
 

@@ -14,12 +14,12 @@ from rich.text import Text
 from scheduler import pairs
 from scheduler.assignment import Plan
 from scheduler.matrix import Progress
-from scheduler.pairs import Alone, Cell, MatrixResult, PairResult, PairRun
+from scheduler.pairs import Cell, MatrixResult, PairResult, PairRun
 from scheduler.record import write_whole
 from scheduler.report.drawing import picture_of
 from scheduler.report.live import about
 from scheduler.report.series_view import FinishedRun
-from scheduler.report.text import Terminal
+from scheduler.report.text import Terminal, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -53,7 +53,7 @@ def show_plan(runs: Sequence[PairRun], plans: Sequence[Plan], console: Console) 
         console.print(f"  {number:>3}  {run.words}", highlight=False)
 
     for note in dict.fromkeys(note for plan in plans for note in plan.notes):
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {note}", console, under=6)
 
 
 def show_progress(progress: Progress, console: Console) -> None:
@@ -99,7 +99,7 @@ def show(result: MatrixResult, console: Console) -> None:
     console.print(_baselines(result))
     _show_failures(result, console)
     for note in result.notes:
-        console.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"  note: {note}", console)
 
 
 def so_far(
@@ -170,17 +170,17 @@ def _span(cells: Sequence[Cell]) -> float:
 
 def _baselines(result: MatrixResult) -> Table:
     table = Table(box=None, padding=(0, 1, 0, 1))
-    table.add_column("alone", no_wrap=True)
+    table.add_column("alone", overflow="fold")
     for name in ("samples/s", "noise floor", "VALID runs"):
         table.add_column(name, justify="right", no_wrap=True)
 
-    table.add_column("conditions", no_wrap=True)
+    table.add_column("conditions", overflow="fold")
     for one in result.baselines:
         valid = sum(run.outcome == "VALID" for run in one.runs)
         table.add_row(
             one.workload,
             "none VALID" if one.samples_per_s is None else _rate(one.samples_per_s),
-            _floor(one),
+            floor(one.noise_floor),
             f"{valid} of {len(one.runs)}",
             result.conditions[one.workload],
         )
@@ -193,11 +193,12 @@ def _rate(samples_per_s: float) -> str:
     return f"{samples_per_s:,.0f}" if samples_per_s >= 10_000 else f"{samples_per_s:.5g}"
 
 
-def _floor(baseline: Alone) -> str:
-    if baseline.noise_floor is None:
+def floor(noise: float | None) -> str:
+    """A noise floor: ±1.2%; None is unknown."""
+    if noise is None:
         return "unknown"
 
-    return f"±{baseline.noise_floor:.1%}" if baseline.noise_floor < 1 else "over ±100%"
+    return f"±{noise:.1%}" if noise < 1 else "over ±100%"
 
 
 def _show_failures(result: MatrixResult, console: Console) -> None:
@@ -297,7 +298,7 @@ def _draw_cells(result: MatrixResult, axes: "Axes") -> None:
             far = cell.derating is not None and abs(colours[at][across] - 1) > 0.6 * span
             axes.text(across, at, _words(cell), ha="center", va="center", color="white" if far else "black")
 
-    floors = {one.workload: _floor(one) for one in result.baselines}
+    floors = {one.workload: floor(one.noise_floor) for one in result.baselines}
     axes.set_xticks(range(len(names)), names, rotation=35, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(names)), [f"{name}\n{floors[name]}" for name in names])
     axes.set_xlabel("background, on every other slice")

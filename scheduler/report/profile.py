@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from scheduler.profile import latencies
 from scheduler.profile_row import Row
 from scheduler.record import write_whole
-from scheduler.report.drawing import picture_of
+from scheduler.report.drawing import label_plainly, picture_of
 
 PANELS_ACROSS = 3
 PANEL_INCHES = (4.4, 3.3)
@@ -194,9 +194,7 @@ def _distribution(folder: Path, rows: Sequence[Row]) -> Figure:
 
         if drawn:
             axis.set_xscale("log")
-            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.xaxis.set_minor_locator(NullLocator())
-            axis.xaxis.set_major_formatter(FuncFormatter(_plain))
+            label_plainly(axis.xaxis, most=4)
             axis.set_yscale("function", functions=(_nines, _of_nines))
             axis.set_ylim(0, NINES[-1])
             axis.yaxis.set_major_locator(FixedLocator((0, *NINES)))

@@ -85,7 +85,10 @@ class ProfileView(Redrawn):
         return f", {_duration(left * sum(self._took_s) / len(self._took_s))} left"
 
     def _render(self) -> Group:
-        bar = ProgressBar(total=max(1, self._of), completed=self._done, width=40)
+        if self._step is None and self._done == self._of:
+            return Group()
+
+        bar = ProgressBar(total=self._of, completed=self._done, width=40)
         head = Text(f"{self._done} of {self._of} steps{self._left()}")
         if self._step is None:
             return Group(head, bar)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from scheduler.report.document import Picture
+from scheduler.report.document import Picture, shown
 from scheduler.report.drawing import (
     GRID,
     INK,
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 Answer = Mapping[str, Any]
 SEARCHES = {"baseline": "alone", "hetero": "in company"}
+PLAIN = "{x:,.10g}"
+"""Of an axis: matplotlib's own labels have exponents."""
 MARGIN_WORDS = "no difference worth telling"
 
 
@@ -36,6 +38,8 @@ def search(answer: Answer) -> Picture | None:
     if not trials:
         return None
 
+    found = {of: float(qps) for of in SEARCHES if (qps := (answer.get(of) or {}).get("qps")) is not None}
+    highest = sorted(found, key=found.__getitem__)[-1:]
     with drawn(height_in=3.4) as drawing:
         axes = drawing.axes[0]
         for number, (of, words) in enumerate(SEARCHES.items()):
@@ -50,15 +54,16 @@ def search(answer: Answer) -> Picture | None:
                 lw=0.6,
                 alpha=0.6,
             )
-            found = (answer.get(of) or {}).get("qps")
-            if found is not None:
-                axes.axhline(found, color=colour(number), lw=1.1, ls="--")
-                axes.text(0.995, found, f"{words}: {found:,.5g}", ha="right", va="bottom", fontsize=8.5,
+            if of in found:
+                side = "bottom" if of in highest else "top"  # the words of rates that are near stay apart
+                axes.axhline(found[of], color=colour(number), lw=1.1, ls="--")
+                axes.text(1.005, found[of], f"{words}: {shown(found[of])}", ha="left", va=side, fontsize=8.5,
                           color=colour(number), transform=axes.get_yaxis_transform())  # fmt: skip
 
         axes.set_xlabel("trial")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_ylabel("rate told to LoadGen, 1/s")
+        axes.yaxis.set_major_formatter(PLAIN)
         rates = [float(one["rate"]) for one in trials]
         if max(rates) > 5 * min(rates) > 0:
             axes.set_yscale("log")
@@ -141,6 +146,7 @@ def pairs(answer: Answer) -> Picture | None:
         axes.set_xticks(range(1, len(runs) // 2 + 1))
         axes.set_xlabel("pair")
         axes.set_ylabel(runs[0]["metric"]["unit"])
+        axes.yaxis.set_major_formatter(PLAIN)
         axes.legend(loc="best", ncols=2)
 
     caption = f"Each run's {runs[0]['metric']['name']}; those of a pair were made one after the other."

@@ -5,15 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from scheduler import __version__
-from scheduler.report import series_pictures
+from scheduler.report import series_answer, series_pictures
 from scheduler.report.document import Block, Cell, Code, Document, Section, Table, Words, shown
 from scheduler.report.tables import SeriesTables
 
 COLUMNS: Mapping[str, Mapping[str, str]] = {
-    "ratios": {
-        **{"figure": "figure", "unit": "unit", "alone": "baseline", "in company": "hetero", "ratio": "ratio"},
-        **{"interval": "interval", "spread": "spread", "pairs": "pairs", "in words": "words"},
-    },
     "trials": {
         **{"trial": "number", "search": "of", "kind": "kind", "rate, 1/s": "rate", "VALID": "valid"},
         **{"ended early": "cut", "completed, 1/s": "completed", "latency, ms": "latency_ms"},
@@ -38,23 +34,23 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
 }
 """Of the tables in an answer: heading by field; what is in none of the rows has no column."""
 LATENCIES = ("mean", "p50", "p90", "p95", "p99", "p999")
-UNSAID = ("schema_version", "kind", "verdict", "slices", "runs", "workloads")
+UNSAID = ("schema_version", "kind", "verdict", "slices", "runs", "workloads", "ratios")
 """Parts of an answer that stand elsewhere in the report."""
 
 
 def report_on(series: SeriesTables) -> Document:
     """The report of a series, finished or not."""
-    answer = series.answer
+    answer = series_answer.so_far(series) if series.answer is None else series.answer
     verdicts = set() if series.results.empty else set(series.results["verdict"])
-    verdict = "UNFINISHED" if answer is None else _verdict(answer)
+    verdict = "UNFINISHED" if series.answer is None else _verdict(answer)
     bad = {"INVALID", "OUT OF TIME", "FAIL"} & {verdict, *verdicts}
     return Document(
-        title=f"{series.command}: {series.path.resolve().name}",
+        title=series_answer.title(series, answer),
         verdict=verdict,
-        tone="neutral" if answer is None else "bad" if bad else "good",
-        lead=_lead(series),
+        tone="neutral" if series.answer is None else "bad" if bad else "good",
+        lead=series_answer.lead(series, answer),
         figures=[],
-        sections=[*_answer(series), *runs(series), question(series)],
+        sections=[*_answer(series.path, answer), *runs(series), question(series)],
         made_by=f"hetero-mig {__version__}",
     )
 
@@ -64,47 +60,15 @@ def _verdict(answer: Mapping[str, Any]) -> str:
     return str(answer.get("verdict") or answer.get("ended") or "finished").upper()
 
 
-def _lead(series: SeriesTables) -> str:
-    answer = series.answer
-    if answer is None:
-        return f"{len(series.runs)} parts of it are done; there is no answer yet. The same command goes on from there."
-
-    match answer.get("kind"):
-        case "derate":
-            return " ".join(f"{one['words']}." for one in answer.get("ratios") or [])
-        case "tune":
-            return _lead_of_tuning(answer)
-        case "matrix":
-            names, where = ", ".join(answer["workloads"]), answer["main_slice"]
-            return f"{names}: each on {where} beside each on every other slice, preset {answer['preset']}."
-        case "profile":
-            rows = answer.get("rows") or []
-            measured = sum(one["status"] == "measured" for one in rows)
-            return f"{len(rows)} cells, {measured} of them measured."
-        case _:
-            return f"{len(series.runs)} parts."
-
-
-def _lead_of_tuning(answer: Mapping[str, Any]) -> str:
-    lead = f"{answer['workload']} on {answer['slice']}, {answer['scenario']}, preset {answer['preset']}: "
-    for of, words in series_pictures.SEARCHES.items():
-        rate = (answer.get(of) or {}).get("qps")
-        lead += f"{words} {'no rate is proven' if rate is None else shown(float(rate)) + '/s'}; "
-
-    derating = answer.get("derating")
-    return lead + (f"derating {shown(derating)}." if derating is not None else "there is no derating.")
-
-
-def _answer(series: SeriesTables) -> Iterator[Section]:
-    if series.answer is None:
-        return
-
-    if drawings := list(_pictures(series.path, series.answer)):
+def _answer(path: Path, answer: Mapping[str, Any]) -> Iterator[Section]:
+    found = {"Ratios": series_answer.ratios(answer), "Rates": series_answer.rates(answer)}
+    yield from (Section(title, [table]) for title, table in found.items() if table is not None)
+    if drawings := list(_pictures(path, answer)):
         yield Section("Pictures", drawings)
 
     plain: list[tuple[Cell, Cell]] = []
-    for name, value in series.answer.items():
-        if name in UNSAID:
+    for name, value in answer.items():
+        if name in UNSAID or (answer.get("kind") == "tune" and name in ("baseline", "hetero", "background")):
             continue
 
         if _is_plain(value):
@@ -112,7 +76,8 @@ def _answer(series: SeriesTables) -> Iterator[Section]:
         elif blocks := list(_blocks(name, value)):
             yield Section(name.replace("_", " ").capitalize(), blocks)
 
-    yield Section("Settings", [Table(("", ""), plain)])
+    if plain:
+        yield Section("Settings", [Table(("", ""), plain)])
 
 
 def _pictures(path: Path, answer: Mapping[str, Any]) -> Iterator[Block]:
@@ -160,7 +125,8 @@ def _blocks(name: str, value: object) -> Iterator[Block]:
     elif isinstance(value, Sequence) and not isinstance(value, str) and value:
         records = [one for one in value if isinstance(one, Mapping)]
         if len(records) == len(value):
-            yield _table(records, COLUMNS.get(name) or {each: each for each in records[0]})
+            columns = COLUMNS.get(name) or {each: each for each in records[0]}
+            yield _table(series_answer.readable(name, records), columns)
         elif name == "notes":
             yield from (Words(str(one)) for one in value)
         else:

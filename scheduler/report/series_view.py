@@ -82,8 +82,8 @@ class SeriesView(Redrawn):
     def render(self) -> Group:
         """The panel as it is now."""
         step, run = self._step, self._run
-        if step is None:
-            return Group(Text("starting"))
+        if step is None:  # of a series that is answered already, this is all there is
+            return Group()
 
         left = ""
         if step.left_s is not None:

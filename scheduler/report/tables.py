@@ -15,10 +15,11 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import ValidationError
 
-from scheduler.errors import FolderDamaged
-from scheduler.judging import OF_A_MAIN, judge
+from scheduler.errors import FolderDamaged, NoRun
+from scheduler.judging import OF_A_MAIN, exit_code, judge, read_result
 from scheduler.record import RunFolder
 from scheduler.result import BenchmarkRecord, Manifest, Result, first_fault
+from scheduler.series import CAME_TO_A_VERDICT
 from scheduler.story import BenchmarkStory, RunStory, Story, read_story, until_the_next
 from workloads.progress import read_history
 from workloads.protocol import Scenario
@@ -265,7 +266,7 @@ class SeriesTables:
     answer: Mapping[str, Any] | None
     """result.json; None: the series has not come to its answer."""
     runs: Mapping[str, Path]
-    """Those that came to a verdict, by key."""
+    """Those that came to a verdict, by key; of a finished series those that could not run as well."""
 
     @property
     def command(self) -> str:
@@ -286,9 +287,17 @@ def load(path: Path | str) -> RunTables:
     """Read a run folder, or that of one trial of a tuning.
 
     Raises:
-        FolderDamaged: it is no run folder, or a file that judging needs cannot be read.
+        NoRun: it is no run folder.
+        FolderDamaged: a file that judging needs cannot be read.
     """
     place = Path(path)
+    if is_series(place):
+        raise NoRun(
+            asked=f"the tables of {path} as of one run",
+            found="it is a series of runs",
+            do="read it with load_series, or load one of the folders in its runs/ folder",
+        )
+
     try:
         return _trial(place) if (place / OF_A_MAIN).exists() else _run(RunFolder(place))
     except ValidationError as error:
@@ -331,22 +340,35 @@ def load_series(path: Path | str) -> SeriesTables:
     """Read the folder of a series.
 
     Raises:
-        FolderDamaged: it is none, or cannot be read.
+        NoRun: it is none.
+        FolderDamaged: it cannot be read.
     """
     place = Path(path)
+    if not is_series(place):
+        raise NoRun(
+            asked=f"the tables of {path} as of a series of runs",
+            found="there is no series.json in it",
+            do="name the folder of a series; one run is read with load",
+        )
+
     folder = RunFolder(place)
     asked = folder.read_json("series.json")
+    answer = folder.result() if folder.has_result() else None
     runs = {
         one.name: one
         for one in sorted((place / "runs").glob("*"))
         if (one / "result.json").exists() and not re.search(r"\.(cut|former)-\d+$", one.name)
+        if answer is not None or _is_done(RunFolder(one))
     }
-    return SeriesTables(
-        path=place,
-        question=dict(asked.get("question", {})),
-        answer=folder.result() if folder.has_result() else None,
-        runs=runs,
-    )
+    return SeriesTables(path=place, question=dict(asked.get("question", {})), answer=answer, runs=runs)
+
+
+def _is_done(folder: RunFolder) -> bool:
+    """Whether it is not made again: a run that was stopped, or could not run, has a result too."""
+    if "main" not in folder.result():  # a profile's step, which has one only at its end
+        return True
+
+    return exit_code(read_result(folder), folder) in CAME_TO_A_VERDICT
 
 
 def _run_row(key: str, result: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,11 +6,12 @@ import sys
 from collections.abc import Sequence
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from scheduler.assignment import Plan
-from scheduler.result import AccuracyResult, Finding, Result, TokensResult
+from scheduler.result import AccuracyResult, Finding, Result, Timing, TokensResult
 from scheduler.slices import Slice, core_ranges
 from workloads.catalog import MACROS, listed
 
@@ -36,7 +37,7 @@ def show_plan(plan: Plan, console: Console) -> None:
     """Which benchmark runs on which slice, and under which conditions."""
     table = Table(title=f"plan (preset {plan.preset})", title_justify="left", box=None, pad_edge=False)
     for column in ("benchmark", "slice", "", "cores", "size", "precision", "batch", "scenario"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column in ("size", "precision", "batch"))
 
     for one in plan.all:
         table.add_row(
@@ -55,7 +56,7 @@ def show_plan(plan: Plan, console: Console) -> None:
 
     console.print(table)
     for note in plan.notes:
-        console.print(f"note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"note: {note}", console, under=6)
 
 
 def show_result(result: Result, console: Console) -> None:
@@ -65,11 +66,10 @@ def show_result(result: Result, console: Console) -> None:
     colour = "green" if result.verdict == "VALID" else "red"
     console.print(f"[bold {colour}]{result.verdict}[/] {result.kind} run of {main.workload}, {main.scenario}")
     if main.metric is not None:
-        console.print(
+        say(
             f"  main  {main.workload} on {main.slice}: {plain(main.metric.value)} {main.metric.unit} "
             f"({main.metric.name}; {main.size}, {main.precision}, batch ≤ {main.batch_size})",
-            highlight=False,
-            soft_wrap=True,
+            console,
         )
 
     if main.accuracy is not None:
@@ -82,25 +82,26 @@ def show_result(result: Result, console: Console) -> None:
     if latency.p50 is not None:
         shown = (("mean", latency.mean), ("p50", latency.p50), ("p90", latency.p90), ("p99", latency.p99))
         words = ", ".join(f"{name} {plain(value)}" for name, value in shown if value is not None)
-        window = result.timing.main_s
-        words += "" if window is None else f"; window {window:.3f} s"
-        console.print(f"        latency ms: {words}", highlight=False)
+        say(f"        latency ms: {words}", console)
 
     if result.background:
-        console.print(_background_table(result))
+        console.print(Padding(_background_table(result), (0, 0, 0, 2), expand=False))
 
-    timing = result.timing
-    if timing.launch_to_all_issuing_s is not None:
-        console.print(
-            f"  launch to all issuing {timing.launch_to_all_issuing_s:.3f} s, "
-            f"start buffer {timing.start_buffer_s:g} s",
-            highlight=False,
-        )
-
+    _show_timing(result.timing, console)
     for finding in result.findings:
         show_finding(finding, console)
 
     _show_notes(result, console)
+
+
+def _show_timing(timing: Timing, console: Console) -> None:
+    words = [] if timing.main_s is None else [f"window {timing.main_s:.3f} s"]
+    if timing.launch_to_all_issuing_s is not None:
+        words.append(f"launch to all issuing {timing.launch_to_all_issuing_s:.3f} s")
+        words.append(f"start buffer {timing.start_buffer_s:g} s")
+
+    if words:
+        say(f"  {', '.join(words)}", console)
 
 
 def _show_tokens(told: TokensResult, console: Console) -> None:
@@ -109,46 +110,47 @@ def _show_tokens(told: TokensResult, console: Console) -> None:
         if latency is not None and latency.p50 is not None and latency.p99 is not None:
             words.append(f"{name} ms: p50 {plain(latency.p50)}, p99 {plain(latency.p99)}")
 
-    console.print(f"        {'; '.join(words)}", highlight=False, soft_wrap=True)
+    say(f"        {'; '.join(words)}", console)
 
 
 def _show_accuracy(told: AccuracyResult, console: Console) -> None:
     reached = "reached" if told.reached else "NOT reached"
-    console.print(
+    say(
         f"        {told.kind}: {told.metric} {plain(told.value)} {told.unit}, target {plain(told.target)}: {reached} "
         f"({told.samples:,} samples)",
-        highlight=False,
-        soft_wrap=True,
+        console,
     )
     if told.beside is not None:
         other = "fidelity" if told.kind == "accuracy" else "accuracy"
-        console.print(
+        say(
             f"        {other}, told beside it: {told.beside.metric} {plain(told.beside.value)} {told.beside.unit} "
             f"({told.beside.samples:,} samples)",
-            highlight=False,
-            soft_wrap=True,
+            console,
         )
 
 
 def show_finding(finding: Finding, console: Console) -> None:
     """One finding and what to do about it."""
     line = Text.from_markup(f"  {_SIGN[finding.severity]} {finding.code}: ").append(finding.message)
-    console.print(
-        line.append(f"; {finding.recommendation}" if finding.recommendation else ""), soft_wrap=True
-    )
+    say(line.append(f"; {finding.recommendation}" if finding.recommendation else ""), console, under=10)
 
 
 def _background_table(result: Result) -> Table:
+    """Words fold where the terminal is narrow, figures never."""
     table = Table(
-        title="  background, in main's window", title_justify="left", box=None, padding=(0, 1, 0, 2)
+        title="background, in main's window (gap, idle: the longest, ms)",
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
     )
     for column in ("slice", "workload", "conditions"):
-        table.add_column(column, no_wrap=True)
+        table.add_column(column, overflow="fold")
 
-    for column in ("samples/s", "samples", "gap ms", "idle ms"):
+    for column in ("samples/s", "samples", "gap", "idle"):
         table.add_column(column, justify="right", no_wrap=True)
 
-    table.add_column("ended", no_wrap=True)
+    table.add_column("ended", overflow="fold")
     for one in result.background:
         rate = one.samples_per_s_in_main_window
         table.add_row(
@@ -177,7 +179,25 @@ def _show_notes(result: Result, console: Console) -> None:
                 of.append(workload)
 
     for note, of in seen.items():
-        console.print(f"  note ({', '.join(of)}): {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"  note ({', '.join(of)}): {note}", console)
+
+
+def say(line: str | Text, console: Console, under: int = 8) -> None:
+    """A line of words: on a terminal folded between them, elsewhere whole, for whoever searches it.
+
+    Args:
+        under: the column at which what is folded goes on.
+    """
+    words = Text(line) if isinstance(line, str) else line
+    if not console.is_terminal:
+        console.print(words, soft_wrap=True)
+        return
+
+    folded = Table.grid()
+    folded.add_column(width=under, no_wrap=True)
+    folded.add_column(overflow="fold")
+    folded.add_row(words[:under], words[under:])
+    console.print(folded)
 
 
 def plain(value: float) -> str:
@@ -189,7 +209,7 @@ def show_slices(slices: Sequence[Slice], console: Console) -> None:
     """What workloads can be pinned to on this machine."""
     table = Table(box=None, pad_edge=False)
     for column in ("id", "kind", "name", "uuid", "SMs", "memory MiB", "NUMA", "cores", "shared with"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold", no_wrap=column in ("SMs", "memory MiB", "NUMA"))
 
     for one in slices:
         table.add_row(

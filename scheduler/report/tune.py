@@ -13,6 +13,7 @@ from scheduler.clock import Clock
 from scheduler.events import Action, Event
 from scheduler.record import RunFolder
 from scheduler.report.live import live_on, trouble
+from scheduler.report.text import plain, say
 from scheduler.run import Watch
 from scheduler.search import Bracket, Try
 from scheduler.tuning import Asked, Of, Outcome, TrialRecord, TuneResult
@@ -109,16 +110,17 @@ def show_tuning(result: TuneResult, console: Console) -> None:
     console.print(trials_table(result.trials))
     console.print()
     limit = "" if result.latency_limit_ms is None else f", limit {result.latency_limit_ms:g} ms"
-    console.print(
+    say(
         f"{result.workload}, {result.scenario}{limit}: {result.size}, {result.precision}, on {result.slice}; "
         f"full length {result.full_length_s:g} s, screening {result.screening_s:g} s, {result.confirm} to confirm, "
         f"tolerance {result.tolerance:.2%}",
-        highlight=False,
-        soft_wrap=True,
+        console,
+        under=2,
     )
-    table = Table(box=None, padding=(0, 2, 0, 2))
+    table = Table(box=None, padding=(0, 1, 0, 2))
     for column in ("", "queries/s", "score", "latency ms", "trials"):
-        table.add_column(column, justify="left" if column in ("", "trials") else "right", no_wrap=True)
+        left = column in ("", "trials")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column != "trials")
 
     both = (("baseline", result.baseline), ("hetero", result.hetero))
     found = [(of, one) for of, one in both if one is not None]
@@ -127,22 +129,24 @@ def show_tuning(result: TuneResult, console: Console) -> None:
 
     console.print(table)
     for of, one in found:
-        console.print(f"  {of}: {one.why}", markup=False, highlight=False, soft_wrap=True)
+        say(f"  {of}: {one.why}", console, under=4)
 
     if result.derating is not None:
         against = ", against a baseline that was given and not measured" if result.baseline.given else ""
         console.print(f"  derating {result.derating:.3f} (hetero ÷ baseline{against})", highlight=False)
 
     if result.ended == "out of time":
-        console.print(
-            f"  the time was over after {result.elapsed_s:.0f} s: these are the best proven so far; the same command "
+        proven = [one for _, one in found if one.qps is not None and not one.given]
+        told = "these are the best proven so far" if proven else "no rate was proven"
+        say(
+            f"  the time was over after {result.elapsed_s:.0f} s: {told}; the same command "
             "with --output and a longer --max-time goes on",
-            highlight=False,
-            soft_wrap=True,
+            console,
+            under=4,
         )
 
     for note in result.notes:
-        console.print(f"  note: {note}", markup=False, highlight=False, soft_wrap=True)
+        say(f"  note: {note}", console)
 
 
 def trials_table(trials: Sequence[TrialRecord]) -> Table:
@@ -150,7 +154,7 @@ def trials_table(trials: Sequence[TrialRecord]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("trial", "", "length", "queries/s", "verdict", "completed/s", "latency ms", "window s"):
         left = column in ("", "length", "verdict")
-        table.add_column(column, justify="left" if left else "right", no_wrap=True)
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left, overflow="fold")
 
     for one in trials:
         table.add_row(
@@ -169,12 +173,17 @@ def trials_table(trials: Sequence[TrialRecord]) -> Table:
 
 def _of_outcome(one: Outcome) -> tuple[str, ...]:
     score = "" if one.metric is None else f"{_rate(one.metric.value)} {one.metric.unit}"
-    trials = "" if one.given else f"{one.screening_trials} short, {one.full_length_trials} full"
-    if one.spoiled_trials:
-        trials += f", {one.spoiled_trials} spoiled"
-
     latency = "" if one.latency_ms is None else f"{one.latency_ms:.4g}"
-    return "none" if one.qps is None else _rate(one.qps), score, latency, trials
+    return "none" if one.qps is None else _rate(one.qps), score, latency, counted(one)
+
+
+def counted(one: Outcome) -> str:
+    """5 short, 3 full, 1 spoiled: its trials; empty where the rate was given."""
+    if one.given:
+        return ""
+
+    spoiled = f", {one.spoiled_trials} spoiled" if one.spoiled_trials else ""
+    return f"{one.screening_trials} short, {one.full_length_trials} full{spoiled}"
 
 
 def _of_trial(one: TrialRecord) -> str:
@@ -210,4 +219,4 @@ def _drawn(known: Bracket, rate: float) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:,.1f}" if value >= 100 else f"{value:.4g}"
+    return plain(value) if value >= 10_000 else f"{value:,.1f}" if value >= 100 else f"{value:.4g}"

@@ -312,12 +312,14 @@ def test_without_that_word_every_reason_is_told_and_nothing_written(as_resnet50:
 def test_an_audit_that_is_missing_is_named(as_resnet50: list[str], tmp_path: Path):
     code, told = export(as_resnet50[:1], tmp_path / "tree", "--rehearsal")
     assert code == 2
-    assert "no TEST04 was named; `hetero-mig audit TEST04` makes it" in told
+    made = f"--performance-run {as_resnet50[0]}/runs/performance`"
+    assert "no TEST04 was named" in told
+    assert f"`hetero-mig audit TEST04 --main resnet50 --main-scenario Offline --round v6.1 {made}" in told
 
 
 def test_what_is_no_audit_or_a_damaged_one_is_named(honest: Path, as_resnet50: list[str], tmp_path: Path):
     code, told = export([str(tmp_path)], tmp_path / "tree")
-    assert (code, "name the folder of a run" in told) == (3, True), told
+    assert (code, "name the folder of a run" in told) == (2, True), told
     code, told = export([str(honest / "01")], tmp_path / "tree")
     assert (code, "suts.Honest Offline: a model of your own" in told) == (2, True), told
     answer = Path(as_resnet50[0], "result.json")

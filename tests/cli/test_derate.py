@@ -111,6 +111,8 @@ def test_an_invalid_run_ends_it_with_1(tmp_path: Path):
     assert done.returncode == 1, done.stdout + done.stderr
     assert "run-invalid" in done.stdout
     assert [path.name for path in (tmp_path / "derate" / "runs").iterdir()] == ["01-baseline"]
+    told = " ".join(done.stdout.split())
+    assert f"remove {tmp_path}/derate/runs/01-baseline first" in told
 
 
 @pytest.mark.parametrize(
@@ -124,6 +126,7 @@ def test_an_invalid_run_ends_it_with_1(tmp_path: Path):
         (("compare", "tests", "docs"), "no result.json"),
         (("compare", "tests", "docs", "--max-regression", "much"), "write 5%"),
         (("reference", "--scenario", "offhand"), "Offline"),
+        (("reference", "--workload", "nonsense"), "take one of 3d-unet"),
     ],
 )
 def test_what_is_asked_wrongly_is_told_and_starts_nothing(arguments: tuple[str, ...], why: str):

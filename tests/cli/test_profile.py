@@ -185,7 +185,7 @@ def test_migprofilers_command_is_understood_and_the_new_one_told(tmp_path: Path)
 BAD = [
     (["null", "--batch-sizes", "0"], "not a list of numbers above 0"),
     (["null", "--seconds", "0"], "x>0"),
-    (["nul"], "there is no workload 'nul'"),
+    (["nul"], "asked: profile nul\nfound: there is no workload 'nul'"),
     (["null", "--sequence-lengths", "32"], "can choose the length"),
     (["bert-base", "--sequence-lengths", "1024"], "512 positions"),
     (["null", "--together", "--slices", "cpu"], "one slice, cpu0"),

@@ -59,7 +59,7 @@ def test_a_run_is_reported_traced_and_read_into_tables(made: Path):
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        (["."], 3, "manifest.json"),
+        (["."], 2, "there is no manifest.json: it is no run"),
         ([".", ".", "--trace", "t.json"], 2, "--trace writes one RUN and nothing else"),
     ],
 )

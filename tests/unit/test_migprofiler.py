@@ -1,5 +1,7 @@
 """MIGProfiler's arguments, as written in its README, mean the same here."""
 
+import shlex
+
 import pytest
 from click.testing import CliRunner
 
@@ -34,7 +36,9 @@ def test_what_its_configuration_overrides():
     [
         (("model_name=resnet50", "workload=cv_train"), "resnet50:train"),
         (("model_name=swin_transformer", "workload=cv_infer"), "swin-transformer"),
+        (("model_name=distil", "workload=nlp_infer"), "distilbert"),
         (("model_name=distil_v2", "workload=nlp_infer"), "distilbert"),
+        (("model_name=bert", "workload=nlp_train"), "bert:train"),
         (("model_name=MiniLM", "workload=nlp_infer"), "minilm"),
         (("model_name=mpnet", "workload=nlp_infer"), "mpnet"),
         (("workload=cv_infer",), "vision-transformer"),
@@ -81,3 +85,62 @@ def test_the_new_command_is_one_that_is_understood():
         assert {name: context.params[name] for name in found.options} == found.options
 
     assert CliRunner().invoke(profile, ["--batch-sizes", "1,x", "null"]).exit_code == 2
+
+
+def test_an_option_beside_them_holds_in_place_of_a_default_and_is_in_the_new_command():
+    given = {"--batch-sizes": ("3",), "--layout": ("a", "b c"), "--dry-run": ()}
+    found = translated(["model_name=resnet50", "workload=cv_infer", "fixed_time=5"], given)
+    assert found.options == {"seconds": 5.0}
+    assert found.command == "resnet50 --batch-sizes 3 --seconds 5 --layout a --layout 'b c' --dry-run"
+    found = translated(["workload=nlp_infer", "model_name=mpnet"], {"--sequence-lengths": ("32",)})
+    assert ("sequence_lengths" in found.options, found.notes) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("word", "option", "says"),
+    [
+        ("gpu_i_id=0", ("--slices", "cpu:1"), "gpu_i_id=0 is --slices gpu0:gi0:ci0"),
+        ("batch_sizes=[1,2]", ("--batch-sizes", "3"), "batch_sizes=[1,2] is --batch-sizes 1,2"),
+        ("fixed_time=5", ("--seconds", "6"), "fixed_time=5 is --seconds 5"),
+        ("save_dir=here", ("--output", "there"), "save_dir=here is --output here"),
+    ],
+)
+def test_two_given_things_that_contradict_each_other_are_refused(
+    word: str, option: tuple[str, str], says: str
+):
+    with pytest.raises(SpecError) as refused:
+        translated(["workload=cv_infer", word], {option[0]: (option[1],)})
+
+    assert says in refused.value.found
+    assert refused.value.asked == f"{word} and {' '.join(option)}"
+
+
+def test_the_same_said_twice_is_no_contradiction():
+    found = translated(["workload=cv_infer", "batch_sizes=[1, 2]"], {"--batch-sizes": ("1,2",)})
+    assert found.command == "vision-transformer --batch-sizes 1,2 --seconds 60"
+
+
+def test_a_model_that_a_workload_has_not_is_answered_with_the_command_that_it_has():
+    with pytest.raises(SpecError) as refused:
+        translated(["model_name=bert-base", "workload=nlp_train"])
+
+    command, ours = refused.value.do.split("; in this program's words: hetero-mig profile ")
+    words = command.removeprefix("hetero-mig profile ").split()
+    assert translated(words).workloads == (ours,) == ("bert:train",)
+
+
+def test_a_length_that_nothing_can_take_is_told():
+    [note] = translated(["workload=cv_infer", "sequence_lengths=[64]"]).notes
+    assert "vision-transformer cannot choose the length" in note
+
+
+def test_the_command_that_is_told_is_the_same():
+    beside = ["--slices", "cpu:1", "--batch-sizes", "3,1", "--arrival-rate", "2.5", "--seconds", "1.50"]
+    words = ["model_name=resnet50", "workload=cv_infer", *beside, "--dry-run"]
+    done = CliRunner().invoke(profile, words)
+    assert (done.exit_code, "2 steps, 3 s" in done.stdout) == (0, True), done.output
+    command = done.stderr.splitlines()[0].partition("hetero-mig profile ")[2]
+    assert command.endswith(
+        "resnet50 --batch-sizes 3,1 --seconds 1.5 --arrival-rate 2.5 --slices cpu:1 --dry-run"
+    )
+    assert CliRunner().invoke(profile, shlex.split(command)).stdout == done.stdout

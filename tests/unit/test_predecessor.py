@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scheduler.assignment import assign
 from scheduler.errors import SpecError
-from scheduler.predecessor import Translation, asks_for_help, help_text, translate
+from scheduler.predecessor import Translation, asks_for_help, help_text, in_its_words, translate
 from scheduler.selection import slices_on
 from scheduler.slices import Machine
 from scheduler.spec import loadgen_round, parse_run, presets
@@ -170,6 +170,19 @@ def test_what_cannot_be_honoured_is_refused(command: str, found: str):
         said(command)
 
     assert found in refused.value.found
+
+
+@pytest.mark.parametrize(
+    ("asked", "said_there"),
+    [
+        ("--main nosuch", "--main_benchmark=nosuch"),
+        ("--main dlrm --main-scenario SingleStream", "--main_benchmark=dlrm --main_scenario=SingleStream"),
+        ("--background null,null", "--background_benchmarks=null,null"),
+        ("--main-slice gpu9", "--main-slice gpu9"),
+    ],
+)
+def test_a_refusal_names_its_own_options(asked: str, said_there: str):
+    assert in_its_words(asked) == said_there
 
 
 @given(

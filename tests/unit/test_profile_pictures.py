@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -159,3 +160,20 @@ def test_the_table_fits_80_columns_whatever_it_holds():
     assert "out of memory" in table[3]
     assert table[4].count("–") == 2  # p99 and p99.9 of 50 requests
     assert "not steady after 30.0 s" in said.getvalue()
+
+
+def test_latencies_over_several_powers_of_ten_have_labels_that_stay_apart(tmp_path: Path):
+    row = on_mig(1, 1)
+    keep(tmp_path, row, list(np.geomspace(0.0007, 0.6, 500)))
+    others = [row.model_copy(update={"workload": f"other-{number}"}) for number in range(2)]
+    figure = next(one for name, one in pictures.figures(tmp_path, [row, *others]) if name == "latency_cdf")
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = axis.get_view_interval()
+    places = [
+        label.get_window_extent()
+        for at, label in zip(axis.get_majorticklocs(), axis.get_ticklabels(), strict=True)
+        if low <= at <= high
+    ]
+    assert len(places) >= 2
+    assert all(one.x1 + 4 < other.x0 for one, other in pairwise(places))

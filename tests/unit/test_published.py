@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from scheduler import published
+from scheduler.errors import SpecError
 from scheduler.published import Published, Reference, geometric_mean, matching, parse_system, references, rows
 from scheduler.report import compare as report
 from scheduler.result import Placement
@@ -165,3 +166,22 @@ def test_on_a_terminal_of_80_columns(paired: list[Reference]):
     report.show_references([each for each in found if each.hetero], on, left_out=4)
     report.show_own(measured(), published.differences(measured()), on)
     holds("reference.txt", shown(on))
+
+
+@pytest.mark.parametrize(
+    ("workload", "round_", "names"),
+    [
+        ("nonsense", None, "bert-99.9"),
+        ("mpnet", None, "resnet50"),
+        (None, "v9", "v1.0, v1.1, v2.0, v2.1, v3.0"),
+    ],
+)
+def test_what_nothing_is_published_of_is_refused_naming_what_there_is(
+    paired: list[Reference], workload: str | None, round_: str | None, names: str
+):
+    with pytest.raises(SpecError) as refused:
+        published.check(paired, workload=workload, round_=round_)
+
+    assert names in refused.value.do
+    published.check(paired, workload="bert", round_="v2.0")
+    published.check(paired, workload="3d-unet-99.9", round_=None)

@@ -2,6 +2,8 @@
 
 import io
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from scheduler.events import Action, Event
 from scheduler.record import RunFolder
 from scheduler.report import text
 from scheduler.report.live import LiveView
+from scheduler.report.tune import trials_table
 from scheduler.slices import GpuSlice, MigSlice
 from scheduler.verdict import Evidence, judge
 from tests.process.runs import planned
+from tests.unit.test_tuning import trial
 from tests.unit.test_verdict import MANIFEST, STORY, with_log, with_work
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -49,6 +53,51 @@ def test_a_result(name: str, evidence: dict[str, Evidence]):
     on = console()
     text.show_result(judge(MANIFEST, STORY, evidence), on)
     holds(name, shown(on))
+
+
+def terminal(width: int = 80) -> Console:
+    return Console(file=io.StringIO(), width=width, color_system=None, force_terminal=True)
+
+
+def test_on_80_columns_words_are_folded_and_every_figure_is_whole():
+    result = judge(MANIFEST, STORY, with_work(longest_idle_s=0.2))
+    wide = {
+        **{"slice": "gpu0:gi3:ci0", "workload": "vision_transformer:train", "size": "full"},
+        **{"precision": "fp16", "batch_size": 2048, "samples_per_s_in_main_window": 1_375_200.0},
+        **{"samples_in_main_window": 13_752_000, "longest_gap_s": 12.345, "longest_idle_s": 23.456},
+    }
+    background = [result.background[0].model_copy(update=wide | {"ended": "not started"})]
+    latency_ms = result.main.latency_ms.model_copy(update={"p99": 1_234_567.0})
+    main = result.main.model_copy(update=wide | {"latency_ms": latency_ms})
+    on = terminal()
+    text.show_result(result.model_copy(update={"main": main, "background": background}), on)
+    lines = shown(on).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in shown(on)
+    figures = "1,375,200 13,752,000 12,345 23,456 ≤2048 1,234,567 9931.4 0.200 10.000"
+    for figure in figures.split():
+        assert re.search(rf"(?<!\S){figure}(?![\d.])", shown(on)), figure
+
+    [at] = [number for number, line in enumerate(lines) if "warning" in line]
+    assert lines[at + 1].startswith(" " * 10)
+
+
+def test_trials_on_80_columns():
+    one = trial(1_375_200.0, valid=False, of="hetero", cut=True)
+    on = terminal()
+    on.print(trials_table([one.model_copy(update={"completed": 1_375_111.0, "window_s": 1234.5})]))
+    assert max(map(len, shown(on).splitlines())) <= 80
+    assert re.search(r" 1,375,200 +INVALID, +1,375,111 +12 +1234\.5\n +company +cut\n", shown(on))
+
+
+def test_a_plan_on_80_columns_names_all_of_each_benchmark():
+    _spec, plan = planned(main="null", background="fixed")
+    long = replace(plan.main, name="background-1-vision_transformer:train-and-more")
+    on = terminal(60)
+    text.show_plan(replace(plan, main=long), on)
+    assert "…" not in shown(on)
+    column = "".join(line.split(" ")[0] for line in shown(on).splitlines()[2:])
+    assert column.startswith(long.name)
 
 
 def test_the_run_in_plain_lines(tmp_path: Path):

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from scheduler import series
-from scheduler.errors import FolderBusy, FolderDamaged, FolderTaken
+from scheduler.errors import FolderBusy, FolderDamaged, FolderTaken, NoRun, SeriesCutShort
+from scheduler.record import RunFolder
+from scheduler.report.tables import load, load_series
 
 QUESTION = {"command": "derate", "asked": {"main": "null", "repeats": 3}, "slices": ["cpu0"]}
 
@@ -131,3 +133,24 @@ def test_a_line_in_the_middle_that_is_none_is_told(tmp_path: Path):
         (tmp_path / "trials.jsonl").write_text('{"trial": 1}\n7\n{"trial": 3}\n')
         with pytest.raises(FolderDamaged, match="line 2"):
             one.lines("trials.jsonl")
+
+
+def test_a_series_cut_short_says_first_what_was_in_its_way():
+    advice = ["end what else runs on this machine", "", "end what else runs on this machine"]
+    cut = SeriesCutShort(3, "baseline-1", ["main was not alone"], Path("here"), advice)
+    assert cut.do.startswith("end what else runs on this machine; the same command goes on from here")
+    assert SeriesCutShort(3, "baseline-1", [], Path("here")).do.startswith("give the same command again")
+
+
+def test_a_series_is_no_run_and_a_run_no_series(tmp_path: Path):
+    with series.opened(tmp_path / "series", QUESTION):
+        pass
+
+    with pytest.raises(NoRun, match="read it with load_series"):
+        load(tmp_path / "series")
+
+    with pytest.raises(NoRun, match="it is a series of runs"):
+        RunFolder(tmp_path / "series").manifest()
+
+    with pytest.raises(NoRun, match="one run is read with load"):
+        load_series(tmp_path)

@@ -14,6 +14,7 @@ from scheduler.clock import Clock
 from scheduler.events import Exited
 from scheduler.record import RunFolder
 from scheduler.report import derate, matrix
+from scheduler.report.profile_text import ProfileView
 from scheduler.report.series_view import SeriesView, Step
 from scheduler.result import Result
 from tests.process.runs import planned
@@ -49,6 +50,8 @@ def test_pipes_dumb_terminals_and_who_wants_lines_get_lines(console: Console, pl
 def test_the_panel_has_the_present_run_and_the_time_left_once_one_has_ended(tmp_path: Path):
     console = terminal()
     view = SeriesView(console)
+    console.print(view.render())  # of a series that is answered already this is all
+    assert shown(console).strip() == ""
     view.next_run(Step(number=1, runs=4, words="null alone, time 1", left_s=None))
     console.print(view.render(), Text())
     assert "run 1 of 4: null alone, time 1\n" in shown(console)
@@ -66,6 +69,15 @@ def test_the_panel_has_the_present_run_and_the_time_left_once_one_has_ended(tmp_
     assert re.search(r"cpu0 +main-null", text)
     assert re.search(r"\nrun 2 of 4: null beside fixed, about (90|89) s left\n", text)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_profile_that_is_there_already_says_so_once():
+    console = terminal()
+    with ProfileView(console) as view:
+        view.goes_on(8, 8)
+
+    assert shown(console).split("\n")[0] == "8 of 8 steps are there already"
+    assert shown(console).count("steps") == 1
 
 
 def test_a_matrix_shows_the_heat_map_so_far_where_it_fits():

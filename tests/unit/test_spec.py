@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import profiles
+from scheduler.cli_build import names_of
 from scheduler.errors import SpecError
 from scheduler.spec import LoadgenRound, RunSpec, Windows, loadgen_round, parse_duration, parse_run, presets
 from workloads import catalog
@@ -155,6 +156,17 @@ def test_one_message_names_the_option_as_it_was_given(asked: dict[str, Any], opt
     assert refusal.value.asked.startswith(option)
     assert found in refusal.value.found
     assert refusal.value.exit_code == 2
+
+
+def test_a_message_names_what_was_typed_where_that_is_no_option_of_that_name():
+    with pytest.raises(SpecError) as refused:
+        parse_run({"main": "nosuch"}, {"main": "profile nosuch"})
+
+    assert refused.value.asked == "profile nosuch"
+    with pytest.raises(
+        SpecError, match=r"asked: --workloads bert,nosuch\nfound: there is no workload 'nosuch'"
+    ):
+        names_of("bert,nosuch")
 
 
 def test_main_must_be_named():

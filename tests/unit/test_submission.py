@@ -128,7 +128,20 @@ FIDELITY = TOP_1.model_copy(update={"kind": "fidelity", "why_fidelity": "random 
                     "TEST04": answer("TEST04"),
                 }
             },
-            "was held against another performance run, /else",
+            "was held against another performance run, /else; make it against the one that is submitted: `hetero-mig "
+            "audit TEST01 --main resnet50 --main-scenario Offline --round v6.1 --performance-run /runs/performance "
+            "--accuracy-run /runs/accuracy`",
+        ),
+        (
+            {
+                "audits": {
+                    "TEST01": answer(
+                        "TEST01", runs={"performance": "/runs/performance", "accuracy": "/else"}
+                    ),
+                    "TEST04": answer("TEST04"),
+                }
+            },
+            "TEST01 in /audits/TEST01 was held against another accuracy run, /else",
         ),
         ({"workload": "suts.Honest"}, "suts.Honest Offline: a model of your own"),
         ({"workload": "rnnt"}, "rnnt Offline: round v6.1 has no such benchmark at 99 %"),
@@ -226,3 +239,22 @@ def test_a_folder_of_another_question_is_no_part_of_a_submission(tmp_path: Path)
     (tmp_path / "result.json").write_text('{"kind": "derate"}')
     with pytest.raises(submission.FolderDamaged, match="derate"):
         submission.gathered([tmp_path])
+
+
+def test_a_run_that_is_named_is_the_one_submitted_and_else_those_of_the_audits(tmp_path: Path):
+    for name in ("one", "01/runs/performance", "04/runs/performance"):
+        RunFolder.create(tmp_path / name).write_manifest(MANIFEST.model_dump(mode="json"))
+
+    for test in ("01", "04"):
+        audit = RunFolder(tmp_path / test)
+        audit.write_json("series.json", {})
+        told = {"test": f"TEST{test}", "verdict": "PASS", "round": "v6.1"}
+        audit.write_result({"kind": "audit", "runs": {"performance": "runs/performance"}, **told})
+        (audit.path / "mlperf" / "compliance").mkdir(parents=True)
+
+    audits = [tmp_path / "01", tmp_path / "04"]
+    [of_audits] = submission.gathered(audits)
+    assert len(of_audits.performance) == 2
+    [named] = submission.gathered([*audits, tmp_path / "one"])
+    assert [one.folder.path for one in named.performance] == [tmp_path / "one"]
+    assert set(named.audits) == {"TEST01", "TEST04"}
