@@ -67,7 +67,7 @@ class GpuColumns(_Columns):
 
     power_w: float | None = None
     energy_j: float | None = None
-    """Both asked once a second at least."""
+    """Both asked every 1.4 s at least; of several boards one at a time."""
     sm_clock_mhz: int | None = None
     memory_clock_mhz: int | None = None
     temperature_c: int | None = None
@@ -79,7 +79,7 @@ class GpuColumns(_Columns):
     ecc_uncorrected: int | None = None
     pcie_tx_mib_s: float | None = None
     pcie_rx_mib_s: float | None = None
-    """These five asked once in 3 s at most."""
+    """These five asked once in 5 s at most."""
 
 
 class Line(_Columns):

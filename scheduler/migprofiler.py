@@ -125,14 +125,15 @@ def _workload(model: str, group: str) -> str:
     raise _refused(
         f"model_name={model} workload={group}",
         f"{group} has {', '.join(GROUPS[group])} and no other",
-        f"hetero-mig profile model_name={' or '.join(its)} workload={group}; in this program's words: "
-        f"hetero-mig profile {' or '.join(GROUPS[group])}",
+        f"hetero-mig profile model_name={its[0]} workload={group}; in this program's words: "
+        f"hetero-mig profile {GROUPS[group][0]}" + ("; or another of them" if len(its) > 1 else ""),
     )
 
 
 def _agree(option: str, text: str, said: Mapping[str, str], given: Mapping[str, tuple[str, ...]]) -> None:
     key = KEY_OF[option]
-    if key in said and option in given and given[option] != (text,):
+    same = Path if option == "--output" else str
+    if key in said and option in given and tuple(map(same, given[option])) != (same(text),):
         raise SpecError(
             asked=f"{key}={said[key]} and {option} {' '.join(given[option])}",
             found=f"{key}={said[key]} is {option} {text}, so they contradict each other",

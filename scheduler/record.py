@@ -145,17 +145,20 @@ class RunFolder:
             NoRun: there is none.
             FolderDamaged: it cannot be read.
         """
-        if not (self.path / "manifest.json").exists():
-            series = (self.path / "series.json").exists()
-            raise NoRun(
-                asked=f"the run in {self.path}",
-                found="it is a series of runs, not one run"
-                if series
-                else "there is no manifest.json: it is no run",
-                do="name one of the folders in its runs/ folder" if series else "name the folder of a run",
-            )
+        try:
+            return self._read("manifest.json")
+        except FolderDamaged as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise
 
-        return self._read("manifest.json")
+        series = (self.path / "series.json").exists()
+        raise NoRun(
+            asked=f"the run in {self.path}",
+            found="it is a series of runs, not one run"
+            if series
+            else "there is no manifest.json: it is no run",
+            do="name one of the folders in its runs/ folder" if series else "name the folder of a run",
+        )
 
     def has_result(self) -> bool:
         """Whether the run came to its verdict."""
@@ -180,8 +183,8 @@ class RunFolder:
     def _read(self, name: str) -> dict[str, Any]:
         try:
             content: dict[str, Any] = json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise _damaged(self.path / name, "there is no such file") from None
+        except FileNotFoundError as error:
+            raise _damaged(self.path / name, "there is no such file") from error
         except (OSError, ValueError) as error:
             raise _damaged(self.path / name, str(error)) from error
 

@@ -37,7 +37,7 @@ class Gpus:
     """What there is to ask; nothing, where no slice is on a GPU."""
 
     powers: list[Turn] = field(default_factory=list)
-    """Few columns, that each second is to have; one a board."""
+    """Few columns, that a window of 3 s is to have twice; one a board."""
     turns: list[Turn] = field(default_factory=list)
     """The rest."""
     sources: dict[str, str] = field(default_factory=dict)

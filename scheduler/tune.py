@@ -11,6 +11,7 @@ result.json          last: the answer
 What is done next follows from the journal alone, so a tuning that was cut short goes on where it was.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -30,6 +31,7 @@ from scheduler.slices import Machine
 from scheduler.spec import RunSpec
 from scheduler.supervisor import Supervisor
 from scheduler.tuning import (
+    OF_THE_RATE,
     Asked,
     Of,
     Outcome,
@@ -290,7 +292,7 @@ class _Search:
         own = RunFolder(self._folder.benchmark(record.name))
         own.write_json(judging.OF_A_MAIN, record.model_dump(mode="json"))
         own.write_result(result.model_dump(mode="json"))
-        self._advice = _breaches(result)[1]
+        self._advice = _breaches(result, leave_out=OF_THE_RATE)[1]
         calibrated = self._folder.calibration(record.name)
         self._journal.add(
             judged(
@@ -309,7 +311,8 @@ class _Search:
         self._tuning.show.judged(self._journal.trials[-1], known)
 
 
-def _breaches(result: Result) -> tuple[list[str], list[str]]:
-    """What is wrong, and what to do about it."""
-    found = [finding for finding in result.findings if finding.severity == "breach"]
+def _breaches(result: Result, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """What is wrong, and what to do about it; findings of some codes left out."""
+    breaches = (finding for finding in result.findings if finding.severity == "breach")
+    found = [finding for finding in breaches if finding.code not in leave_out]
     return [one.message for one in found], [one.recommendation for one in found]

@@ -1,7 +1,7 @@
 """What happens to a matrix between two products: scaled, activated, normed, quantised row by row; attention.
 
 Each is one pass over memory by passes_triton.py's kernels on a GPU, and plain torch elsewhere. The kernels, and all
-that quantises, compute in fp32 from what they read to what they write.
+that quantises, compute in fp32 from what they read to what they write; attention's weights alone are rounded between.
 """
 
 from typing import Literal, NamedTuple, Protocol

@@ -100,7 +100,7 @@ def label_plainly(axis: "Axis", most: int = 7) -> None:
     """Label a logarithmic axis with plain numbers: matplotlib's own labels are formulas. Call it with all drawn.
 
     Args:
-        most: labels that have room; only whole powers of ten may be more.
+        most: labels that have room; whole powers of ten may be more, and within one decade matplotlib chooses.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 

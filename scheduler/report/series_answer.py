@@ -158,7 +158,7 @@ def rates(answer: Answer) -> Table | None:
 
 
 def _outcome(words: str, told: Answer) -> tuple[Cell, ...]:
-    one = Outcome.model_validate({"why": "", **told})
+    one = judging.understood(Outcome, {"why": "", **told}, "the rates of a tuning")
     return (
         words,
         "none" if one.qps is None else one.qps,

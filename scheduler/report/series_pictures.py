@@ -19,12 +19,12 @@ from scheduler.report.drawing import (
     label_plainly,
     svg_of,
 )
+from scheduler.report.tune import WORDS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Answer = Mapping[str, Any]
-SEARCHES = {"baseline": "alone", "hetero": "in company"}
 PLAIN = "{x:,.10g}"
 """Of an axis: matplotlib's own labels have exponents."""
 MARGIN_WORDS = "no difference worth telling"
@@ -38,11 +38,11 @@ def search(answer: Answer) -> Picture | None:
     if not trials:
         return None
 
-    found = {of: float(qps) for of in SEARCHES if (qps := (answer.get(of) or {}).get("qps")) is not None}
+    found = {of: float(qps) for of in WORDS if (qps := (answer.get(of) or {}).get("qps")) is not None}
     highest = sorted(found, key=found.__getitem__)[-1:]
     with drawn(height_in=3.4) as drawing:
         axes = drawing.axes[0]
-        for number, (of, words) in enumerate(SEARCHES.items()):
+        for number, (of, words) in enumerate(WORDS.items()):
             mine = [one for one in trials if one["of"] == of]
             for one in mine:
                 _draw_trial(axes, one, colour(number))
@@ -136,7 +136,7 @@ def pairs(answer: Answer) -> Picture | None:
 
     with drawn(height_in=2.6) as drawing:
         axes = drawing.axes[0]
-        for number, (kind, words) in enumerate(SEARCHES.items()):
+        for number, (kind, words) in enumerate(WORDS.items()):
             mine = [(at, one) for at, one in enumerate(runs) if one["kind"] == kind]
             axes.plot(
                 [at // 2 + 1 for at, _one in mine], [one["metric"]["value"] for _at, one in mine],

@@ -120,13 +120,28 @@ def test_the_same_said_twice_is_no_contradiction():
     assert found.command == "vision-transformer --batch-sizes 1,2 --seconds 60"
 
 
-def test_a_model_that_a_workload_has_not_is_answered_with_the_command_that_it_has():
+@pytest.mark.parametrize(
+    ("model", "group", "workload"),
+    [("bert-base", "nlp_train", "bert:train"), ("mpnet", "cv_infer", "resnet50")],
+)
+def test_a_model_that_a_workload_has_not_is_answered_with_a_command_that_it_has(
+    model: str, group: str, workload: str
+):
     with pytest.raises(SpecError) as refused:
-        translated(["model_name=bert-base", "workload=nlp_train"])
+        translated([f"model_name={model}", f"workload={group}"])
 
-    command, ours = refused.value.do.split("; in this program's words: hetero-mig profile ")
+    command, ours = refused.value.do.removesuffix("; or another of them").split(
+        "; in this program's words: hetero-mig profile "
+    )
     words = command.removeprefix("hetero-mig profile ").split()
-    assert translated(words).workloads == (ours,) == ("bert:train",)
+    assert translated(words).workloads == (ours,) == (workload,)
+
+
+def test_a_folder_said_twice_is_one_folder():
+    said = ["workload=cv_infer", "save_dir=out/"]
+    assert "--output out" in translated(said, {"--output": ("out",)}).command
+    with pytest.raises(SpecError, match="contradict"):
+        translated(said, {"--output": ("in",)})
 
 
 def test_a_length_that_nothing_can_take_is_told():

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.errors import DiskFull, FolderDamaged, FolderTaken, RecordError
+from scheduler.errors import DiskFull, FolderDamaged, FolderTaken, NoRun, RecordError
 from scheduler.events import Exited, Failed, Finished, Issuing, Kill, Launch, Ready, Stalled, StopRequested
 from scheduler.record import RunFolder
 
@@ -75,6 +75,15 @@ def test_the_result_appears_whole_or_not_at_all(tmp_path: Path):
 def test_a_folder_without_a_manifest_is_damaged(tmp_path: Path):
     with pytest.raises(FolderDamaged, match=r"manifest\.json"):
         RunFolder(tmp_path).manifest()
+
+
+def test_a_folder_that_may_not_be_read_is_damaged_and_no_folder_of_something_else(tmp_path: Path):
+    run = RunFolder(tmp_path)
+    (tmp_path / "manifest.json").symlink_to("manifest.json")  # a loop: nobody can open it, not even root
+    with pytest.raises(FolderDamaged) as refused:
+        run.manifest()
+
+    assert not isinstance(refused.value, NoRun)
 
 
 def test_no_log_is_no_lines(tmp_path: Path):
