@@ -65,10 +65,10 @@ def engine_of(spec: RunSpec, device: DeviceKind) -> EngineName:
 def batch_size_of(spec: RunSpec, name: str, size: Size, slice_: Slice) -> int:
     """As asked for, or the default: the catalogue's, of which a smaller GPU or a part of one takes its share."""
     default = catalog.entry(name).batch_size["cpu" if slice_.kind == "cpu" else "cuda", size]
-    if not _is_for_a_board(name, size, slice_):
-        return spec.batch_size.get(name, default)
+    if _is_for_a_board(name, size, slice_):
+        default = share_of_batch(default, slice_.sms, slice_.memory_mib)
 
-    return spec.batch_size.get(name, share_of_batch(default, slice_.sms, slice_.memory_mib))
+    return spec.batch_size.get(name, default)
 
 
 def share_of_batch(batch_size: int, sms: int | None, memory_mib: int | None) -> int:

@@ -149,13 +149,13 @@ def validate(context: click.Context, folder: Path, as_json: bool) -> None:
     verdict: each of its rows is held against the cell's own record.
     """
     from scheduler import judging
-    from scheduler.record import RunFolder
+    from scheduler.record import RunFolder, is_series
     from scheduler.report import text
 
     if _is_of_a_profile(folder):
         context.exit(_validate_profile(folder, as_json))
 
-    if (folder / "series.json").exists():
+    if is_series(folder):
         context.exit(_validate_series(folder, as_json))
 
     recorded = RunFolder(folder)
@@ -171,7 +171,7 @@ def validate(context: click.Context, folder: Path, as_json: bool) -> None:
 
     differing: list[str] = []
     if recorded.has_result():
-        differing = judging.differences(recorded.result(), result.model_dump(mode="json"))
+        differing = judging.unlike_recorded(recorded, result)
     else:
         click.echo("there is no result.json: the run was cut short before its verdict", err=True)
 
@@ -210,7 +210,7 @@ def _validate_series(folder: Path, as_json: bool) -> int:
             continue
 
         judged = (
-            {key: (result := judging.judge(recorded), _differing(recorded, result))}
+            {key: (result := judging.judge(recorded), judging.unlike_recorded(recorded, result))}
             if mains is None
             else {f"{key}/{record.name}": judging.judged_again(own, record) for own, record in mains}
         )
@@ -265,12 +265,6 @@ def _validate_profile(folder: Path, as_json: bool) -> int:
     bad = sum(bool(differing) for _, differing in told)
     click.echo(f"{len(told)} rows held against their record, {len(told) - bad} as it says", err=True)
     return 1 if bad or unlike or not told else 0
-
-
-def _differing(recorded: "RunFolder", result: "Result") -> list[str]:
-    from scheduler import judging
-
-    return judging.differences(recorded.result(), result.model_dump(mode="json"))
 
 
 def _validate_trials(trials: "Sequence[tuple[RunFolder, BenchmarkRecord]]", as_json: bool) -> int:

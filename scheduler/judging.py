@@ -126,8 +126,16 @@ def judged_again(own: RunFolder, main: BenchmarkRecord) -> tuple[Result, list[st
     What the background has done since then is no difference.
     """
     result = judge(RunFolder(own.path.resolve().parent), main)
-    found = differences(own.result(), result.model_dump(mode="json"))
-    return result, [where for where in found if not GOES_ON.fullmatch(where)]
+    return result, [where for where in unlike_recorded(own, result) if not GOES_ON.fullmatch(where)]
+
+
+def unlike_recorded(folder: RunFolder, judged: Result) -> list[str]:
+    """Where the folder's ``result.json`` differs from what was judged now.
+
+    Raises:
+        FolderDamaged: there is none, or it cannot be read.
+    """
+    return differences(folder.result(), judged.model_dump(mode="json"))
 
 
 def read_result(folder: RunFolder) -> Result:

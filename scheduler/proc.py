@@ -102,8 +102,7 @@ class ProcessFigures(NamedTuple):
     threads: int
     switches_voluntary: int | None
     switches_involuntary: int | None
-    """None where the kernel does not count them."""
-    """Of its main thread."""
+    """Of its main thread; None where the kernel does not count them."""
 
 
 class OpenProcess:

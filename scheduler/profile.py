@@ -21,7 +21,7 @@ from scheduler.clock import Clock
 from scheduler.errors import FolderDamaged, SeriesCutShort, SpecError
 from scheduler.events import Event, Exited, Failed, Finished, Stop
 from scheduler.profile_row import Row, Seen, latency_ms, row_of
-from scheduler.record import RunFolder
+from scheduler.record import RunFolder, is_series
 from scheduler.series import Series
 from scheduler.slices import Machine, MigSlice, Slice
 from scheduler.spec import RunSpec, loadgen_round, presets
@@ -352,7 +352,7 @@ def steps_in(folder: Path) -> list[RunFolder]:
     Raises:
         FolderDamaged: it is of neither, or its manifest cannot be read.
     """
-    if (folder / "series.json").exists():
+    if is_series(folder):
         return [RunFolder(path.parent) for path in sorted((folder / "runs").glob("*/result.json"))]
 
     return [RunFolder(folder)] if RunFolder(folder).manifest().get("kind") == STEP else []
@@ -391,7 +391,7 @@ def checked(step: RunFolder) -> list[tuple[Row, list[str]]]:
 def unlike_its_steps(folder: Path, rows: Sequence[Row]) -> list[str]:
     """Where the whole table differs from these rows of its steps: ``cell.field``; nothing where there is none yet."""
     table = RunFolder(folder)
-    if not table.has_result() or not (folder / "series.json").exists():
+    if not table.has_result() or not is_series(folder):
         return []
 
     there, told = ({row.cell: row.model_dump() for row in each} for each in (_rows(table), rows))

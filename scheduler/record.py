@@ -151,7 +151,7 @@ class RunFolder:
             if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 raise
 
-        series = (self.path / "series.json").exists()
+        series = is_series(self.path)
         raise NoRun(
             asked=f"the run in {self.path}",
             found="it is a series of runs, not one run"
@@ -330,6 +330,11 @@ def _told(line: str) -> tuple[float, Event | Action]:
             fields[name] = float(fields[name])
 
     return at, kind(**fields)
+
+
+def is_series(path: Path) -> bool:
+    """Whether the folder holds several runs that answer one question (series.py)."""
+    return (path / "series.json").exists()
 
 
 def _damaged(path: Path, found: str) -> FolderDamaged:

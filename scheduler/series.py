@@ -11,12 +11,13 @@ Whoever asks the same question again goes on with the folder: runs that came to 
 import fcntl
 import json
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from scheduler import __version__, inspection, judging, run
 from scheduler.assignment import Plan, slice_as_json
@@ -33,6 +34,9 @@ from scheduler.spec import RunSpec
 SCHEMA_VERSION = 1
 CAME_TO_A_VERDICT = (0, 1)
 """Exit codes of a run that is not repeated; one that was stopped, or could not run, is."""
+Aside = Literal["cut", "former"]
+ASIDE = re.compile(rf"\.({'|'.join(get_args(Aside))})-\d+$")
+"""How the folder's name of a run that was moved aside ends."""
 
 
 Watching = Callable[[Plan, RunFolder, Clock], AbstractContextManager[Watch]]
@@ -74,8 +78,7 @@ class Series:
 
         code = judging.exit_code(result, folder)
         if code not in CAME_TO_A_VERDICT:
-            breaches = [finding for finding in result.findings if finding.severity == "breach"]
-            told, advice = [one.message for one in breaches], [one.recommendation for one in breaches]
+            told, advice = breaches(result)
             raise SeriesCutShort(code, key, told, self.path, advice)
 
         return result
@@ -104,13 +107,10 @@ class Series:
             FolderDamaged: it did, and what it left cannot be read.
         """
         folder = RunFolder(self.path / "runs" / key)
-        if not folder.has_result():
-            return None
+        result = verdict_in(folder)
+        return None if result is None else (folder, result)
 
-        result = judging.read_result(folder)
-        return (folder, result) if judging.exit_code(result, folder) in CAME_TO_A_VERDICT else None
-
-    def new_run(self, key: str, before: str = "cut") -> RunFolder:
+    def new_run(self, key: str, before: Aside = "cut") -> RunFolder:
         """An empty folder for the run of that key; what was there before is moved aside, named by that word."""
         runs = self.path / "runs"
         with disk_errors(self.path):
@@ -171,6 +171,25 @@ def opened(path: Path, question: Mapping[str, Any]) -> Iterator[Series]:
         yield Series(path.resolve())
     finally:
         os.close(descriptor)
+
+
+def verdict_in(folder: RunFolder) -> Result | None:
+    """The result of a run that is not made again; None: there is none, or it was stopped or could not run.
+
+    Raises:
+        FolderDamaged: there is one, and it cannot be read.
+    """
+    if not folder.has_result():
+        return None
+
+    result = judging.read_result(folder)
+    return result if judging.exit_code(result, folder) in CAME_TO_A_VERDICT else None
+
+
+def breaches(result: Result, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str]]:
+    """What is wrong, and what to do about it; findings of some codes left out."""
+    found = [one for one in result.findings if one.severity == "breach" and one.code not in leave_out]
+    return [one.message for one in found], [one.recommendation for one in found]
 
 
 def question(command: str, asked: Mapping[str, Any], slices: Sequence[Slice]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from scheduler import judging, submission_layout, submission_rules
 from scheduler import submission_text as text
 from scheduler.audit_rules import ACCURACY, PERFORMANCE
 from scheduler.errors import FolderDamaged, FolderTaken, SpecError
-from scheduler.record import RunFolder, disk_errors
+from scheduler.record import RunFolder, disk_errors, is_series
 from scheduler.result import Manifest, Result
 from scheduler.spec import LoadgenRound, RoundName, SystemType, loadgen_round
 from scheduler.submission_layout import (
@@ -206,7 +206,7 @@ def gathered(folders: Sequence[Path]) -> list[Benchmark]:
     audits: list[tuple[Path, dict[str, Any]]] = []
     for path in folders:
         folder = RunFolder(path)
-        if (path / "series.json").exists():
+        if is_series(path):
             audits.append((path, _answer(folder)))
         else:
             named.append(_made(folder))

@@ -11,7 +11,6 @@ result.json          last: the answer
 What is done next follows from the journal alone, so a tuning that was cut short goes on where it was.
 """
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import count
@@ -23,10 +22,9 @@ from scheduler.clock import Clock
 from scheduler.errors import SeriesCutShort
 from scheduler.events import NextMain, NoMoreMains
 from scheduler.record import RunFolder
-from scheduler.result import Result
 from scheduler.run import Watch
 from scheduler.search import Bracket, Found, Kind, Try
-from scheduler.series import Series
+from scheduler.series import Series, breaches
 from scheduler.slices import Machine
 from scheduler.spec import RunSpec
 from scheduler.supervisor import Supervisor
@@ -67,16 +65,25 @@ class OutOfTime(Exception):
     """The next trial would end after ``max_time_s``."""
 
 
+def trials_of(tuning: Series | RunFolder) -> list[TrialRecord]:
+    """The trials that were judged so far.
+
+    Raises:
+        FolderDamaged: they cannot be read.
+    """
+    told = f"{JOURNAL} of {tuning.path}"
+    return [
+        judging.understood(TrialRecord, line, f"line {number} of {told}")
+        for number, line in enumerate(tuning.lines(JOURNAL), start=1)
+    ]
+
+
 class Journal:
     """The trials so far, and how long they took."""
 
     def __init__(self, runs: Series) -> None:
         self._runs = runs
-        told = f"{JOURNAL} of {runs.path}"
-        self.trials = [
-            judging.understood(TrialRecord, line, f"line {number} of {told}")
-            for number, line in enumerate(runs.lines(JOURNAL), start=1)
-        ]
+        self.trials = trials_of(runs)
         self._before_s = self.trials[-1].elapsed_s if self.trials else 0.0
         self._clock = Clock.start()
 
@@ -209,7 +216,7 @@ class _Search:
         if last is None or last.name != self._at_hand.name or last.run != self._key:
             result = judging.judge(self._folder, run.benchmark_record(self._at_hand))
             code = judging.exit_code(result, self._folder)
-            told, advice = _breaches(result)
+            told, advice = breaches(result)
             raise SeriesCutShort(code if code > 1 else 3, self._key, told, runs.path, advice)
 
         if self._hopeless():
@@ -292,7 +299,7 @@ class _Search:
         own = RunFolder(self._folder.benchmark(record.name))
         own.write_json(judging.OF_A_MAIN, record.model_dump(mode="json"))
         own.write_result(result.model_dump(mode="json"))
-        self._advice = _breaches(result, leave_out=OF_THE_RATE)[1]
+        self._advice = breaches(result, leave_out=OF_THE_RATE)[1]
         calibrated = self._folder.calibration(record.name)
         self._journal.add(
             judged(
@@ -309,10 +316,3 @@ class _Search:
         )
         known = bracket(self._tuning.asked, self._journal.of(self._of))
         self._tuning.show.judged(self._journal.trials[-1], known)
-
-
-def _breaches(result: Result, leave_out: Sequence[str] = ()) -> tuple[list[str], list[str]]:
-    """What is wrong, and what to do about it; findings of some codes left out."""
-    breaches = (finding for finding in result.findings if finding.severity == "breach")
-    found = [finding for finding in breaches if finding.code not in leave_out]
-    return [one.message for one in found], [one.recommendation for one in found]

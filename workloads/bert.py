@@ -21,7 +21,7 @@ from workloads.pipeline import Pending
 from workloads.precision import compute_dtype, is_exact, to_device
 from workloads.protocol import Size, WorkloadOptions
 from workloads.quantised import form_of, quantise, told
-from workloads.weights import check_config, load_weights, seeded, told_random
+from workloads.weights import check_config, load_weights, seeded, told_weights
 
 SEQUENCE: dict[Size, int] = {"full": 384, "small": 128}
 """The longest sample, in tokens; longer documents are split before they become samples."""
@@ -120,7 +120,7 @@ class Bert:
         inputs = self._make_samples() if options.data is None else self._read_samples(options.data)
         self._starts = np.concatenate(([0], np.cumsum(self._lengths)))
         self.notes = [
-            f"weights: {options.weights}" if options.weights else told_random(options),
+            told_weights(options),
             f"{inputs}; each batch starts in host memory",
         ]
         form = form_of(options)

@@ -24,7 +24,7 @@ from workloads.labelled import Labelled
 from workloads.pipeline import Pending
 from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadError, WorkloadOptions
-from workloads.weights import load_weights, seeded, told_random
+from workloads.weights import load_weights, seeded, told_weights
 
 DENSE, WIDTH = 13, 128
 ROWS = criteo.TABLE_ROWS
@@ -329,7 +329,7 @@ class Dlrm:
 
         self.total_sample_count = len(self._samples)
         self.notes = [
-            f"weights: {options.weights}" if options.weights else told_random(options),
+            told_weights(options),
             self._tables_note(tables.together, cap, reason),
             f"{self._samples.note}. A batch starts in host memory",
         ]

@@ -34,7 +34,7 @@ from workloads.precision import compute_dtype, is_exact
 from workloads.protocol import Size, WorkloadOptions
 from workloads.quantised import form_of, quantise, told
 from workloads.samples import SampleStore
-from workloads.weights import check_config, load_weights, seeded, told_random
+from workloads.weights import check_config, load_weights, seeded, told_weights
 
 SEQUENCE: dict[Size, int] = {"full": 128, "small": 32}
 """Tokens of every sample: nothing is padded."""
@@ -194,7 +194,7 @@ class TextEncoder:
         self._network = compiled(plain, options)
         answers = "sentence embeddings" if encoder.embeds else "logits of a classification"
         self.notes = [
-            f"weights: {options.weights}" if options.weights else told_random(options),
+            told_weights(options),
             f"inputs: synthetic, seed {options.seed}: {SAMPLES} samples of {length} token ids each, no padding; "
             "each batch starts in host memory",
             f"{self._name} {options.size} has the shape of {encoder.sources}"

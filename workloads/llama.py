@@ -26,7 +26,7 @@ from workloads.pipeline import SORTED_BATCHES, FirstTokens
 from workloads.precision import compute_dtype, is_exact, to_device
 from workloads.protocol import Size, WorkloadOptions
 from workloads.quantised import form_of, quantise, told
-from workloads.weights import check_config, load_weights, told_random
+from workloads.weights import check_config, load_weights, told_weights
 
 SHAPE: dict[Size, dict[str, int]] = {
     "full": {
@@ -204,9 +204,7 @@ class Llama:
         self._starts = np.concatenate(([0], np.cumsum(self._lengths)))
         self._tokens = rng.integers(0, SHAPE[options.size]["vocab_size"], int(self._starts[-1]), np.int64)
         self.notes = [
-            f"weights: {options.weights}"
-            if options.weights
-            else f"{told_random(options)}; the text means nothing",
+            told_weights(options, "; the text means nothing"),
             f"inputs: synthetic, seed {options.seed}: {SAMPLES} prompts of {self._lengths.min()} to "
             f"{self._lengths.max()} tokens, mean {self._lengths.mean():.0f}; each batch starts in host memory, padded "
             f"to its longest, rounded up to {PAD_MULTIPLE}; under Offline of prompts of like length, {SORTED_BATCHES} "

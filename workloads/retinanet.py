@@ -22,7 +22,7 @@ from workloads import images
 from workloads.fidelity import box_f1
 from workloads.protocol import Size, WorkloadOptions
 from workloads.score_convolutions import ExcessConvolution
-from workloads.ssd import best_of, rows_of, stretched
+from workloads.ssd import best_of, rows_of, stretching
 from workloads.suppression import suppressed
 from workloads.vision import ImageWorkload, spread
 
@@ -178,17 +178,8 @@ class RetinaNet(ImageWorkload):
         if folder is None:
             return self.synthetic_images()
 
-        files = images.find(folder).files
-        self.total_sample_count = len(files)
-        self.notes += [
-            f"inputs: {len(files)} images of {folder}, scaled to {self.side}×{self.side} whatever their shape, "
-            f"mean {MEAN}, deviation {DEVIATION}",
-            "labels: none: OpenImages' annotations are not read",
-        ]
-
-        def fill(index: int, row: Tensor) -> None:
-            row.copy_(stretched(files[index], self.side, MEAN, DEVIATION))
-
+        fill = stretching(self, images.find(folder).files, MEAN, DEVIATION)
+        self.notes.append("labels: none: OpenImages' annotations are not read")
         return fill
 
     def renamed_weights(self) -> Mapping[str, str]:

@@ -96,21 +96,14 @@ class SsdWorkload(ImageWorkload):
 
         data = coco.find(folder)
         files = data.files if isinstance(data, images.Images) else self._labelled_files(data)
-        self.total_sample_count = len(files)
         architecture = self._architecture
-        side = architecture.side
-        self.notes.append(
-            f"inputs: {len(files)} images of {folder}, scaled to {side}×{side} whatever their shape, "
-            f"mean {architecture.mean}, deviation {architecture.deviation}"
-        )
+        fill = stretching(self, files, architecture.mean, architecture.deviation)
         if self.labelled is None:
             self.notes.append(f"labels: none: no {coco.ANNOTATIONS}")
 
         if self.options.size == "small":
+            side = architecture.side
             self.notes.append(f"the small model sees {side}×{side}: no accuracy to hold against MLPerf's")
-
-        def fill(index: int, row: Tensor) -> None:
-            row.copy_(prepared(files[index], architecture))
 
         return fill
 
@@ -140,9 +133,23 @@ class SsdWorkload(ImageWorkload):
         return rows_of(found, indices)
 
 
-def prepared(path: Path, architecture: Architecture) -> Tensor:
-    """One image as the network wants it: ``[side, side, 3]`` RGB fp32, normalised (`stretched`)."""
-    return stretched(path, architecture.side, architecture.mean, architecture.deviation)
+def stretching(
+    workload: ImageWorkload,
+    files: Sequence[Path],
+    mean: tuple[float, float, float],
+    deviation: tuple[float, float, float],
+) -> Callable[[int, Tensor], object]:
+    """Have a detector's samples be these files, which it says in its notes; gives what fills a row (`stretched`)."""
+    workload.total_sample_count = len(files)
+    workload.notes.append(
+        f"inputs: {len(files)} images of {workload.options.data}, scaled to {workload.side}×{workload.side} whatever "
+        f"their shape, mean {mean}, deviation {deviation}"
+    )
+
+    def fill(index: int, row: Tensor) -> None:
+        row.copy_(stretched(files[index], workload.side, mean, deviation))
+
+    return fill
 
 
 def stretched(

@@ -19,7 +19,7 @@ from workloads.labelled import Labelled
 from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadOptions
 from workloads.unet3d_network import CLASSES, FILTERS, Network
-from workloads.weights import load_weights, seeded, told_random
+from workloads.weights import load_weights, seeded, told_weights
 
 WINDOW: dict[Size, int] = {"full": 128, "small": 32}
 """Voxels a side; windows overlap by half, as in MLPerf's reference."""
@@ -127,7 +127,7 @@ class Unet3d:
         inputs = self._make_volumes() if options.data is None else self._find_volumes(options.data)
         engine = self._make_engine()
         self.notes = [
-            f"weights: {options.weights}" if options.weights else told_random(options),
+            told_weights(options),
             *inputs,
             *engine,
             f"windows: {self._side}³ with overlap 0.5, {self._windows} a forward pass",

@@ -17,7 +17,7 @@ from workloads.precision import compute_dtype, is_exact
 from workloads.protocol import WorkloadOptions
 from workloads.quantised import form_of, quantise, told
 from workloads.samples import SampleStore, SyntheticImages
-from workloads.weights import load_weights, seeded, told_random
+from workloads.weights import load_weights, seeded, told_weights
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -99,10 +99,7 @@ class ImageWorkload:
 
         self._network, self._exact = self._made_ready(dtype)
         self.engine = engine_for(self._forward, options, self.notes)
-        if options.weights is None:
-            self.notes.append(f"{told_random(options)}; the answers mean nothing")
-        else:
-            self.notes.append(f"weights: {options.weights}")
+        self.notes.append(told_weights(options, "; the answers mean nothing"))
 
     def load_samples(self, indices: Sequence[int]) -> None:
         self._store().load(indices)

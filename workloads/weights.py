@@ -65,10 +65,13 @@ def seeded(seed: int, device: DeviceKind = "cpu") -> Iterator[None]:
         yield
 
 
-def told_random(options: WorkloadOptions) -> str:
-    """What weights of ``seeded`` are, as a note."""
+def told_weights(options: WorkloadOptions, of_random: str = "") -> str:
+    """Where the weights are from, as a note: the file, or ``seeded``, with what is to be said of such ones."""
+    if options.weights is not None:
+        return f"weights: {options.weights}"
+
     drawn = ", drawn on the GPU" if options.device == "cuda" else ""
-    return f"weights: random, seed {options.seed}{drawn}"
+    return f"weights: random, seed {options.seed}{drawn}{of_random}"
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:

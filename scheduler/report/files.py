@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scheduler.errors import SpecError
-from scheduler.record import disk_errors, write_whole
+from scheduler.record import disk_errors, is_series, write_whole
 from scheduler.report import markdown, page, series_report, trace
 from scheduler.report.document import Document
 from scheduler.report.run_report import report_on, report_on_trials
-from scheduler.report.tables import is_series, load, load_series, trials_in
+from scheduler.report.tables import load, load_series, trials_in
 
 
 def write_report(folders: Sequence[Path], output: Path | None) -> tuple[Path, Path]:

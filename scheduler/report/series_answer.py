@@ -1,6 +1,6 @@
 """What a report says of each kind of answer as a person would, where that is not a table of its fields."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scheduler import judging, pairs
@@ -11,7 +11,7 @@ from scheduler.report.matrix import floor
 from scheduler.report.tables import SeriesTables
 from scheduler.report.tune import WORDS, counted
 from scheduler.search import Found
-from scheduler.tune import JOURNAL
+from scheduler.tune import trials_of
 from scheduler.tuning import Asked, Of, Outcome, TrialRecord, next_step, outcome
 from workloads.protocol import Scenario
 
@@ -189,7 +189,7 @@ def so_far(series: SeriesTables) -> Answer:
     Raises:
         FolderDamaged: they cannot be read.
     """
-    trials = list(_trials(series)) if series.command == "tune" else []
+    trials = trials_of(RunFolder(series.path)) if series.command == "tune" else []
     if not trials:
         return {}
 
@@ -221,9 +221,3 @@ def _outcome_so_far(
     found = outcome(scenario, asked, mine)
     over = isinstance(next_step(scenario, asked, None, mine), Found)
     return found.model_dump() if over else found.model_dump() | {"why": "the search goes on"}
-
-
-def _trials(series: SeriesTables) -> Iterator[TrialRecord]:
-    told = f"{JOURNAL} of {series.path}"
-    for number, line in enumerate(RunFolder(series.path).lines(JOURNAL), start=1):
-        yield judging.understood(TrialRecord, line, f"line {number} of {told}")

@@ -3,7 +3,6 @@
 Times are seconds on the run's monotonic clock, whose zero is the manifest's ``clock_zero``.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,10 +15,10 @@ import pandas as pd
 from pydantic import ValidationError
 
 from scheduler.errors import FolderDamaged, NoRun
-from scheduler.judging import OF_A_MAIN, exit_code, judge, read_result
-from scheduler.record import RunFolder
+from scheduler.judging import OF_A_MAIN, judge
+from scheduler.record import RunFolder, is_series
 from scheduler.result import BenchmarkRecord, Manifest, Result, first_fault
-from scheduler.series import CAME_TO_A_VERDICT
+from scheduler.series import ASIDE, verdict_in
 from scheduler.story import BenchmarkStory, RunStory, Story, read_story, until_the_next
 from workloads.progress import read_history
 from workloads.protocol import Scenario
@@ -331,11 +330,6 @@ def trials_in(path: Path) -> list[Path]:
     return sorted(one.parent for one in path.glob(f"*/{OF_A_MAIN}"))
 
 
-def is_series(path: Path) -> bool:
-    """Whether the folder holds several runs that answer one question."""
-    return (path / "series.json").exists()
-
-
 def load_series(path: Path | str) -> SeriesTables:
     """Read the folder of a series.
 
@@ -357,7 +351,7 @@ def load_series(path: Path | str) -> SeriesTables:
     runs = {
         one.name: one
         for one in sorted((place / "runs").glob("*"))
-        if (one / "result.json").exists() and not re.search(r"\.(cut|former)-\d+$", one.name)
+        if (one / "result.json").exists() and not ASIDE.search(one.name)
         if answer is not None or _is_done(RunFolder(one))
     }
     return SeriesTables(path=place, question=dict(asked.get("question", {})), answer=answer, runs=runs)
@@ -368,7 +362,7 @@ def _is_done(folder: RunFolder) -> bool:
     if "main" not in folder.result():  # a profile's step, which has one only at its end
         return True
 
-    return exit_code(read_result(folder), folder) in CAME_TO_A_VERDICT
+    return verdict_in(folder) is not None
 
 
 def _run_row(key: str, result: Mapping[str, Any]) -> dict[str, Any]:

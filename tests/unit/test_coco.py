@@ -21,7 +21,7 @@ from pycocotools.cocoeval import COCOeval
 from workloads import coco, images, ssd_mobilenet, ssd_resnet34
 from workloads.catalog import build
 from workloads.protocol import WorkloadError, WorkloadOptions, output_bytes
-from workloads.ssd import SsdWorkload, prepared
+from workloads.ssd import SsdWorkload, stretched
 
 CPU = WorkloadOptions(
     size="small", device="cpu", precision="fp32", batch_size=4, seed=7, threads=1, memory_mib=1024
@@ -377,13 +377,15 @@ def test_images_are_prepared_as_mlperf_does(size: tuple[int, int], tmp_path: Pat
     pixels = np.random.default_rng(1).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "x.png")
     mobilenet = (nearest_four(pixels.astype(np.float64), 160) - 127.5) / 127.5
-    got = prepared(tmp_path / "x.png", ssd_mobilenet.ARCHITECTURES["small"])
+    small = ssd_mobilenet.ARCHITECTURES["small"]
+    got = stretched(tmp_path / "x.png", small.side, small.mean, small.deviation)
     assert got.dtype == torch.float32
     np.testing.assert_allclose(got.numpy(), mobilenet, atol=5e-4)
 
     share = nearest_four(pixels.astype(np.float64), 300) / 255
     resnet = (share - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
-    got = prepared(tmp_path / "x.png", ssd_resnet34.ARCHITECTURES["small"])
+    small = ssd_resnet34.ARCHITECTURES["small"]
+    got = stretched(tmp_path / "x.png", small.side, small.mean, small.deviation)
     np.testing.assert_allclose(got.numpy(), resnet, atol=1e-3)
 
 
