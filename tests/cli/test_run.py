@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -20,6 +21,21 @@ def runs(process: psutil.Process) -> bool:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a VALID run with one background, which no test may change."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    done = call("--main", "null", "--background", "fixed", *QUICK, "--output", str(folder))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+@pytest.fixture
+def own_copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run that a test may damage."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
 def test_a_run_ends_valid_with_exit_0_and_is_judged_the_same_again(tmp_path: Path):
@@ -60,25 +76,21 @@ def test_an_output_folder_that_is_taken_is_refused(tmp_path: Path):
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["precious"]
 
 
-def test_a_tampered_folder_is_judged_by_what_it_holds(tmp_path: Path):
-    folder = tmp_path / "run"
-    assert call("--main", "null", "--background", "fixed", *QUICK, "--output", str(folder)).returncode == 0
-    (folder / "background-1-fixed" / "completions.bin").write_bytes(b"")
-    (folder / "background-1-fixed" / "progress.bin").write_bytes(b"")
-    again = call("validate", str(folder))
+def test_a_tampered_folder_is_judged_by_what_it_holds(own_copy: Path):
+    (own_copy / "background-1-fixed" / "completions.bin").write_bytes(b"")
+    (own_copy / "background-1-fixed" / "progress.bin").write_bytes(b"")
+    again = call("validate", str(own_copy))
     assert again.returncode == 1
     assert "no-samples-in-window" in again.stdout
     assert "verdict" in again.stderr
     assert "do not follow from this folder" in again.stderr
 
 
-def test_a_figure_changed_by_hand_is_found(tmp_path: Path):
-    folder = tmp_path / "run"
-    assert call("--main", "null", "--background", "none", *QUICK, "--output", str(folder)).returncode == 0
-    result = json.loads((folder / "result.json").read_text())
+def test_a_figure_changed_by_hand_is_found(own_copy: Path):
+    result = json.loads((own_copy / "result.json").read_text())
     result["main"]["metric"]["value"] *= 100
-    (folder / "result.json").write_text(json.dumps(result))
-    again = call("validate", str(folder))
+    (own_copy / "result.json").write_text(json.dumps(result))
+    again = call("validate", str(own_copy))
     assert again.returncode == 1
     assert "main.metric.value" in again.stderr
 
@@ -95,11 +107,9 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize(("name", "content"), [(name, one) for name, many in DAMAGE.items() for one in many])
-def test_a_damaged_folder_is_told_without_a_traceback(tmp_path: Path, name: str, content: str):
-    folder = tmp_path / "run"
-    assert call("--main", "null", "--background", "none", *QUICK, "--output", str(folder)).returncode == 0
-    (folder / name).write_text(content, errors="surrogateescape")
-    again = call("validate", str(folder))
+def test_a_damaged_folder_is_told_without_a_traceback(own_copy: Path, name: str, content: str):
+    (own_copy / name).write_text(content, errors="surrogateescape")
+    again = call("validate", str(own_copy))
     assert again.returncode == (1 if (name, content) == ("result.json", "{}") else 3)
     assert "Traceback" not in again.stderr
     assert any(said in again.stderr for said in (f"asked: {name}", "asked: the manifest", "in result.json"))
