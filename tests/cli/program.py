@@ -1,10 +1,10 @@
 """Calls the installed program."""
 
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +33,20 @@ def events(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def looks(program: subprocess.Popen[bytes]) -> Iterator[None]:
+    """One a look at what a running program does, until it ends; between two the processor is left to others, for a
+    moment in which nothing is assumed to happen."""
+    while program.poll() is None:
+        yield
+        time.sleep(0.005)
+
+
 def wait_until(program: subprocess.Popen[bytes], folder: Path, what: str, name: str) -> dict[str, Any]:
     """The first event of that kind about a benchmark whose name starts with ``name``."""
-    while program.poll() is None:
+    for _ in looks(program):
         for event in events(folder):
             if event["what"] == what and event["name"].startswith(name):
                 return event
-
-        os.sched_yield()
-        time.sleep(0.005)  # between two looks at a file; nothing is assumed to have happened by then
 
     raise AssertionError(f"the run ended with {program.returncode} before {what} of {name}")
 

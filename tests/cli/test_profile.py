@@ -1,7 +1,6 @@
 """``hetero-mig profile``: a table of cells that are really measured, gone on with after a kill."""
 
 import json
-import os
 import shutil
 import signal
 import tempfile
@@ -16,7 +15,7 @@ from scheduler.cli import root
 from scheduler.errors import HeteroMigError
 from scheduler.profile_row import Row
 from tests.cli.machine import Machine
-from tests.cli.program import call, start
+from tests.cli.program import call, looks, start
 
 DRAWN = ("--seconds", "0.2", "--longest-warm-up", "2", "--slices", "cpu")
 SHORT = (*DRAWN, "--no-pictures")
@@ -101,8 +100,9 @@ def test_killed_at_a_cell_it_goes_on_with_that_cell(tmp_path: Path):
     sockets = set(Path(tempfile.gettempdir()).glob("pymp-*"))
     program = start(folder, *command)
     second = folder / "runs" / "null-b2-c1-cpu0" / "events.jsonl"
-    while program.poll() is None and not second.exists():
-        os.sched_yield()
+    for _ in looks(program):
+        if second.exists():
+            break
 
     program.kill()
     program.wait()
@@ -125,8 +125,9 @@ def test_a_stop_ends_it_and_says_how_to_go_on(tmp_path: Path):
     folder = tmp_path / "out"
     program = start(folder, "profile", "null", *SHORT, "--seconds", "30")
     events = folder / "runs" / "null-b1024-c1-cpu0" / "events.jsonl"
-    while program.poll() is None and not (events.exists() and "Issuing" in events.read_text()):
-        os.sched_yield()
+    for _ in looks(program):
+        if events.exists() and "Issuing" in events.read_text():
+            break
 
     program.send_signal(signal.SIGINT)
     assert program.wait(timeout=30) == 130

@@ -1,7 +1,6 @@
 """Telemetry and metrics of real runs."""
 
 import json
-import os
 import socket
 import subprocess
 import urllib.request
@@ -10,7 +9,7 @@ from pathlib import Path
 from prometheus_client.parser import text_string_to_metric_families
 
 from scheduler.columns import Line, Telemetry
-from tests.cli.program import QUICK, call, start
+from tests.cli.program import QUICK, call, looks, start
 
 Samples = dict[tuple[str, str], float]
 
@@ -38,11 +37,10 @@ def scraped(port: int) -> Samples:
 
 def scrape_until(program: subprocess.Popen[bytes], port: int, metric: str, of: str) -> Samples:
     """The first scrape in which that is above 0."""
-    while program.poll() is None:
+    for _ in looks(program):
         try:
             found = scraped(port)
         except OSError:  # not yet, or no longer
-            os.sched_yield()
             continue
 
         if found.get((metric, of), 0) > 0:

@@ -1,7 +1,6 @@
 """`hetero-mig tune` on CPU slices: killed and gone on with, and what it refuses."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from scheduler import judging
 from scheduler.record import RunFolder
 from scheduler.result import BenchmarkRecord
 from scheduler.tuning import TuneResult
-from tests.cli.program import PROGRAM, call
+from tests.cli.program import PROGRAM, call, looks
 
 # mlperf's latency limit for `fixed` is 100 ms (quick has 500 ms): with 1 ms a sample, half a second shows a rate
 # that is too high. Without telemetry, what else this machine does meanwhile is not held against the idle slice.
@@ -41,9 +40,11 @@ def killed_after(folder: Path, of: str) -> list[dict[str, Any]]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not any(line["of"] == of for line in journal(folder)[before:]):
-        assert program.poll() is None, f"it ended with {program.returncode} before a trial of {of}"
-        os.sched_yield()
+    for _ in looks(program):
+        if any(line["of"] == of for line in journal(folder)[before:]):
+            break
+    else:
+        raise AssertionError(f"it ended with {program.returncode} before a trial of {of}")
 
     program.send_signal(signal.SIGKILL)
     program.wait()

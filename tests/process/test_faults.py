@@ -134,7 +134,7 @@ def test_a_background_killed_in_each_phase_is_a_breach(tmp_path: Path, phase: Ph
             os.kill(killed[0], signal.SIGKILL)
 
     result, _ = carry_out(
-        tmp_path / "run", watch, background="fixed,null", main="matmul", start_buffer="2s", end_buffer="2s"
+        tmp_path / "run", watch, background="fixed,fixed", main="null", start_buffer="2s", end_buffer="2s"
     )
     assert killed
     assert "background-died" in codes(result)
@@ -151,7 +151,7 @@ def test_a_background_that_is_stopped_for_most_of_the_window_is_a_breach(tmp_pat
             os.kill(stopped[0], signal.SIGSTOP)
 
     result, _ = carry_out(
-        tmp_path / "run", watch, main="matmul", background="fixed", main_duration="4s", stop_grace="300ms"
+        tmp_path / "run", watch, main="fixed", background="null", main_duration="4s", stop_grace="300ms"
     )
     assert result.verdict == "INVALID"
     assert "gap-in-window" in codes(result) or "no-samples-in-window" in codes(result)
