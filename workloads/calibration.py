@@ -177,7 +177,7 @@ def told(found: Calibration, scenario: Scenario) -> list[str]:
     if found.given:
         return []
 
-    rate = f"target_qps {found.target_qps:.4g}"
+    rate = f"target_qps {digits(found.target_qps)}"
     if found.earlier_utc is not None and scenario is not Scenario.SERVER:
         return [
             f"{rate} is that of the calibration of {found.earlier_utc}, confirmed in {found.took_s:.1f} s"
@@ -185,6 +185,11 @@ def told(found: Calibration, scenario: Scenario) -> list[str]:
 
     highest = ", a rate it can hold, not the highest" if scenario is Scenario.SERVER else ""
     return [f"{rate} was picked by a calibration of {found.took_s:.1f} s on the slice{highest}"]
+
+
+def digits(rate: float) -> str:
+    """A rate as people write it: whole from a thousand on, else of four digits."""
+    return f"{rate:,.0f}" if rate >= 1000 else f"{rate:.4g}"
 
 
 def has_new(found: Calibration, earlier: Earlier | None) -> bool:
@@ -388,6 +393,6 @@ def _what_it_says(last: Trial, limit_ns: int) -> list[str]:
         return []
 
     return [
-        f"no rate tried holds the latency limit of {limit_ns / 1e6:g} ms with room: at {last.asked_qps:.3g} "
+        f"no rate tried holds the latency limit of {limit_ns / 1e6:g} ms with room: at {digits(last.asked_qps)} "
         f"queries/s, the lowest, the latency is {last.latency_ns / 1e6:.3g} ms; the test runs at that rate"
     ]

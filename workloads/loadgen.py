@@ -26,6 +26,7 @@ from workloads.calibration import (
     Calibration,
     Timed,
     calibrate,
+    digits,
     has_new,
     told,
     way,
@@ -128,7 +129,7 @@ def measure(
 
             qps = OFFLINE_MARGIN * batches.samples_per_s
             notes.append(
-                f"test {tests} was through early, at {batches.samples_per_s:.4g} samples/s: the calibration had "
+                f"test {tests} was through early, at {digits(batches.samples_per_s)} samples/s: the calibration had "
                 f"found less. It was repeated with more samples; its logs are in calibration/early-{tests}"
             )
             (folder / "calibration").mkdir(exist_ok=True)

@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from workloads.calibration import OFFLINE_MARGIN, STREAM_MARGIN
+from workloads.calibration import OFFLINE_MARGIN, STREAM_MARGIN, digits
 from workloads.protocol import LoadgenSettings, Scenario
 from workloads.sut import Batches
 
@@ -51,7 +51,7 @@ def fit(settings: LoadgenSettings, qps: float, memory_bytes: int) -> tuple[Loadg
     likely_qps = qps * TOLD_TOO_HIGH.get(settings.scenario, 1.0)
     if queries / likely_qps > LONG_TEST_FACTOR * duration_s:
         notes.append(
-            f"at {likely_qps:.3g}/s the {queries} queries that are needed take about {queries / likely_qps:.0f} s, "
+            f"at {digits(likely_qps)}/s the {queries} queries that are needed take about {queries / likely_qps:.0f} s, "
             f"not the {duration_s:g} s asked for"
         )
 
@@ -60,7 +60,7 @@ def fit(settings: LoadgenSettings, qps: float, memory_bytes: int) -> tuple[Loadg
     if excess > 1:
         notes.append(
             f"the test lasts {duration_s / excess:.3g} s, not the {duration_s:g} s asked for: LoadGen makes "
-            f"its queries beforehand, and the {generated:.2g} of them would take more memory than there is"
+            f"its queries beforehand, and the {digits(generated)} of them would take more memory than there is"
         )
         duration_s /= excess
 

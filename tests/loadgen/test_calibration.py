@@ -17,6 +17,7 @@ from workloads.calibration import (
     RunTrial,
     best_batch,
     calibrate,
+    digits,
     has_new,
     told,
     way,
@@ -244,6 +245,18 @@ def test_no_batch_is_left_in_flight(known: tuple[tuple[int, int, int, int], ...]
     asked = replace(OFFLINE, target_qps=123.0, batch_times_ns=known)
     calibrate(workload, library, asked, OPTIONS.batch_size, slice_that_holds(1))
     assert workload.in_flight == 0
+
+
+@pytest.mark.parametrize(
+    ("rate", "words"),
+    [(28_441.7, "28,442"), (1e7, "10,000,000"), (1000.0, "1,000"), (999.94, "999.9"), (0.25, "0.25")],
+)
+def test_a_rate_is_told_without_an_exponent(rate: float, words: str) -> None:
+    assert digits(rate) == words
+    found = replace(
+        calibrated(replace(SERVER, target_qps=1.0), slice_that_holds(1)), given=False, target_qps=rate
+    )
+    assert f"target_qps {words} was picked" in told(found, Scenario.SERVER)[0]
 
 
 def test_server_without_a_limit_is_refused() -> None:
