@@ -1,6 +1,5 @@
 """The options that every command which measures has in common, and what they make of them before it starts."""
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,19 +28,17 @@ class Decorator(Protocol):
 
 
 def _scenario(_context: click.Context, option: click.Parameter, value: str | None) -> str | None:
-    """By its plain name: SingleStream, single-stream, single_stream …"""
     if value is None:
         return None
 
     from workloads.protocol import Scenario
 
-    named = {one.value.lower(): one.value for one in Scenario}
-    found = named.get(re.sub(r"[-_ ]", "", value).lower())
+    found = Scenario.named(value)
     if found is None:
         there = ", ".join(Scenario)
         raise click.BadParameter(f"there is no scenario {value!r}; there are {there}", param=option)
 
-    return found
+    return found.value
 
 
 def scenario_option(*names: str, **told: Any) -> Decorator:

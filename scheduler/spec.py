@@ -313,8 +313,7 @@ class RunSpec(BaseModel):
     @field_validator("main_scenario", mode="before")
     @classmethod
     def _scenario_in_any_case(cls, value: object) -> object:
-        by_plain_name = {scenario.value.lower(): scenario for scenario in Scenario}
-        return by_plain_name.get(re.sub(r"[-_ ]", "", str(value)).lower(), value)
+        return Scenario.named(str(value)) or value
 
     @field_validator("background", mode="before")
     @classmethod

@@ -3,6 +3,7 @@
 Imports neither torch nor LoadGen, so that the launcher can use it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -36,6 +37,12 @@ class Scenario(StrEnum):
     MULTI_STREAM = "MultiStream"
     SERVER = "Server"
     OFFLINE = "Offline"
+
+    @classmethod
+    def named(cls, words: str) -> "Scenario | None":
+        """That of a name in any case and spacing (SingleStream, single-stream, single_stream); None: there is none."""
+        plain = re.sub(r"[-_ ]", "", words).lower()
+        return next((one for one in cls if one.value.lower() == plain), None)
 
 
 class WorkloadError(Exception):

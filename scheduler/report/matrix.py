@@ -19,7 +19,7 @@ from scheduler.record import write_whole
 from scheduler.report.drawing import picture_of
 from scheduler.report.live import about
 from scheduler.report.series_view import FinishedRun
-from scheduler.report.text import Terminal, say
+from scheduler.report.text import Terminal, plain, say
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -179,18 +179,13 @@ def _baselines(result: MatrixResult) -> Table:
         valid = sum(run.outcome == "VALID" for run in one.runs)
         table.add_row(
             one.workload,
-            "none VALID" if one.samples_per_s is None else _rate(one.samples_per_s),
+            "none VALID" if one.samples_per_s is None else plain(one.samples_per_s),
             floor(one.noise_floor),
             f"{valid} of {len(one.runs)}",
             result.conditions[one.workload],
         )
 
     return table
-
-
-def _rate(samples_per_s: float) -> str:
-    """About five digits, never an exponent."""
-    return f"{samples_per_s:,.0f}" if samples_per_s >= 10_000 else f"{samples_per_s:.5g}"
 
 
 def floor(noise: float | None) -> str:

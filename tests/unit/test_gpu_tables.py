@@ -3,8 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterator
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from itertools import combinations, pairwise, product
 from math import ceil
 from types import ModuleType
@@ -22,10 +20,9 @@ from scheduler.errors import SpecError
 from scheduler.geometry import COMPUTE_SIZES, Geometry, GpuInstanceProfile
 from scheduler.gpu_tables import GpuTable, as_yaml, known, named, of_gpu, sources, table_of, tables
 from scheduler.host import Host
-from tests import boards
+from tests import boards, scripts
 from tests.fakes import FakeGpus
 from tests.gpu_state import FakeGpu
-from tests.house import ROOT
 
 BOARDS = [boards.A100_40, boards.A100_80, boards.A30, boards.H100, boards.H200]
 STEMS = profiles.yaml_names("gpus")
@@ -299,12 +296,7 @@ def test_what_is_written_is_read_back(name: str):
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    loader = SourceFileLoader("gpu_table", str(ROOT / "scripts" / "gpu-table"))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return scripts.loaded("gpu-table")
 
 
 @pytest.mark.parametrize("stem", ["h100-80gb", "h200-141gb"])

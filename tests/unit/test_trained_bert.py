@@ -1,28 +1,20 @@
 """The reading task of scripts/gpu-trained-bert: what is written is what bert reads, and has one right answer."""
 
 from argparse import Namespace
-from importlib.machinery import SourceFileLoader
-from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from tests import scripts
 from workloads import bert
 from workloads.squad import Features, SquadLabels, inspect
-
-ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    loader = SourceFileLoader("gpu_trained_bert", str(ROOT / "scripts" / "gpu-trained-bert"))
-    spec = spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return scripts.loaded("gpu-trained-bert")
 
 
 def test_only_the_kind_that_is_asked_for_tells_the_answer(script: ModuleType):
