@@ -100,7 +100,8 @@ def build(size: Size) -> LlamaForCausalLM:
 
 
 def draw(network: LlamaForCausalLM, seed: int, threads: int) -> None:
-    """Random weights as transformers draws them: normal, and ones for the norms.
+    """Random weights as transformers draws them: normal, and ones for the norms; of bf16's values, as Llama's own are,
+    so that they are the same in every precision of 16 bits or more.
 
     Each tensor has a generator of its own, so that on a CPU several threads share the work: a thousand million
     numbers take one about ten seconds. A GPU draws its own by itself (weights.seeded).
@@ -113,7 +114,7 @@ def draw(network: LlamaForCausalLM, seed: int, threads: int) -> None:
         else:
             generator = torch.Generator(tensor.device).manual_seed(seed * TENSORS_AT_MOST + number)
             drawn = torch.empty(tensor.shape, device=tensor.device)
-            tensor.copy_(drawn.normal_(0, network.config.initializer_range, generator=generator))
+            tensor.copy_(drawn.normal_(0, network.config.initializer_range, generator=generator).bfloat16())
 
     with ThreadPoolExecutor(threads if network.device.type == "cpu" else 1) as pool:
         for _ in pool.map(fill, enumerate(parameter.data for parameter in network.parameters())):
@@ -271,7 +272,8 @@ class Llama:
     def _new_decoding(self, rows: int, notes: list[str]) -> Decoding:
         decoding = Decoding(self.network, rows, self._longest, self._new)
         if self._options.device == "cuda" and chosen(self._options) != "eager":
-            decoding.begin(*self._prompts([0] * rows))
+            # Of the longest prompt: every other prefill finds its memory within what this one took.
+            decoding.begin(*self._prompts([int(self._lengths.argmax())] * rows))
             decoding.capture(self._options, notes)
 
         return decoding

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from workloads import librispeech
-from workloads.engine import chosen
+from workloads.engine import AtHand, chosen
 from workloads.fidelity import symbol_accuracy
 from workloads.labelled import Labelled
-from workloads.pipeline import SORTED_BATCHES
+from workloads.pipeline import SORTED_BATCHES, Pending
 from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadOptions
 from workloads.rnnt_features import FrontEnd
@@ -35,6 +36,9 @@ from workloads.rnnt_network import (
 from workloads.rnnt_speech import SYMBOLS_PER_S, speak
 from workloads.weights import load_weights, seeded
 
+if TYPE_CHECKING:
+    from workloads.protocol import Outputs
+
 SAMPLES = 2_513
 """LibriSpeech dev-clean's utterances under 15 s, of 2 703."""
 
@@ -51,6 +55,8 @@ MOST_STEPS = -(-(math.ceil(LONGEST_S * FRAMES_PER_S) + 2) // STACK)
 """Of the encoder, for the longest utterance and a rounded frame."""
 
 MEAN_FRAMES = round(6.25 * FRAMES_PER_S)
+DEPTH = 2
+"""Batches in flight on a GPU: one is decoded while the next is encoded."""
 POOL_FRAMES = 1 << 15
 """Frames of synthetic features; a sample is a run of its length at an offset of its own. 31 MB."""
 
@@ -90,6 +96,8 @@ class Rnnt:
         """What is said; None with synthetic samples. Complete once ``load`` has returned."""
         self.notes: list[str] = []
         self._decoder: GraphDecoder | None = None
+        self.depth = DEPTH if options.device == "cuda" else 1
+        """Batches in flight (pipeline.py)."""
 
     def load(self) -> None:
         """Build the network; make the pool of synthetic features, or find the recordings."""
@@ -130,9 +138,18 @@ class Rnnt:
         """Let go of them; synthetic features are kept."""
         self._samples.unload(indices)
 
-    def predict(self, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
+    def predict(self, indices: Sequence[int]) -> "Outputs":
         """The symbols of each utterance, int64 [its count]."""
-        return self._transcribe(self._network, indices)
+        return self.begin(indices).result()
+
+    def begin(self, indices: Sequence[int]) -> Pending:
+        """Begin a batch (pipeline.py)."""
+        with torch.inference_mode():
+            encoded, steps = self._encoded(self._network, indices)
+            if self._decoder is not None and len(encoded) <= MOST_STEPS:
+                return self._decoder.begin(encoded, steps)
+
+            return AtHand(_decoded(self._network, encoded, steps))
 
     def lengths(self, indices: Sequence[int]) -> npt.NDArray[np.int64]:
         """Of each utterance: a batch is as long as its longest (pipeline.py)."""
@@ -143,7 +160,9 @@ class Rnnt:
         if self._reference is None:
             self._reference = self._network if self._dtype is torch.float32 else self._build(torch.float32)
 
-        return [self._transcribe(self._reference, [index])[0] for index in indices]
+        exact = self._reference
+        with torch.inference_mode():
+            return [_decoded(exact, *self._encoded(exact, [index]))[0] for index in indices]
 
     def _build(self, dtype: torch.dtype) -> Network:
         options = self._options
@@ -162,18 +181,16 @@ class Rnnt:
 
         return network
 
-    def _transcribe(self, network: Network, indices: Sequence[int]) -> list[npt.NDArray[np.generic]]:
-        dtype = network.joint.last.weight.dtype
-        with torch.inference_mode():
-            features, lengths = self._samples.batch(indices, dtype)
-            encoded = network.encoder(features, lengths)
-            if self._decoder is not None and network is self._network and len(encoded) <= MOST_STEPS:
-                return self._decoder.decode(encoded, (lengths + STACK - 1) // STACK)
+    def _encoded(self, network: Network, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """The encoder's output, [time, batch, width], and the steps of each utterance, int64 [batch]."""
+        features, lengths = self._samples.batch(indices, network.joint.last.weight.dtype)
+        return network.encoder(features, lengths), (lengths + STACK - 1) // STACK
 
-            symbols, counts = greedy_decode(network, encoded, (lengths + STACK - 1) // STACK)
-            rows, ends = symbols.cpu().numpy(), counts.cpu().numpy()
 
-        return [row[:end].copy() for row, end in zip(rows, ends, strict=True)]
+def _decoded(network: Network, encoded: Tensor, steps: Tensor) -> list[npt.NDArray[np.generic]]:
+    symbols, counts = greedy_decode(network, encoded, steps)
+    rows, ends = symbols.cpu().numpy(), counts.cpu().numpy()
+    return [row[:end].copy() for row, end in zip(rows, ends, strict=True)]
 
 
 class SyntheticSpeech:
@@ -186,6 +203,7 @@ class SyntheticSpeech:
         self._starts = rng.integers(0, POOL_FRAMES - self._lengths, SAMPLES)
         self._pool = torch.from_numpy(rng.standard_normal((POOL_FRAMES, FEATURES), dtype=np.float32))
         self._pinned: dict[torch.dtype, Tensor] = {}
+        self._copying = torch.cuda.Stream() if options.device == "cuda" else None  # type: ignore[no-untyped-call]  # torch leaves it untyped
         seconds = self._lengths / FRAMES_PER_S
         self.note = (
             f"inputs: synthetic features, seed {options.seed}: {SAMPLES} utterances of {seconds.min():.1f} to "
@@ -211,8 +229,9 @@ class SyntheticSpeech:
     def batch(self, indices: Sequence[int], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Features [frames, batch, 240] and frames int64 [batch], on the device."""
         lengths = torch.from_numpy(self._lengths[list(indices)])
-        if self._options.device == "cuda":
-            return self._brought(indices, int(lengths.max()), dtype), to_device(lengths, self._options)
+        if self._copying is not None:
+            brought = self._brought(indices, int(lengths.max()), dtype, self._copying)
+            return brought, to_device(lengths, self._options)
 
         features = torch.zeros(int(lengths.max()), len(indices), FEATURES)
         for lane, index in enumerate(indices):
@@ -221,8 +240,11 @@ class SyntheticSpeech:
 
         return to_device(features.to(dtype), self._options), to_device(lengths, self._options)
 
-    def _brought(self, indices: Sequence[int], longest: int, dtype: torch.dtype) -> Tensor:
-        """Features [longest, batch, 240] on the GPU, each utterance copied from pinned memory; zeros past its end."""
+    def _brought(
+        self, indices: Sequence[int], longest: int, dtype: torch.dtype, copying: torch.cuda.Stream
+    ) -> Tensor:
+        """Features [longest, batch, 240] on the GPU, each utterance copied from pinned memory, beside what is computed
+        there; zeros past its end."""
         if dtype not in self._pinned:
             self._pinned[dtype] = self._pool.to(dtype).pin_memory()
 
@@ -231,9 +253,14 @@ class SyntheticSpeech:
             pool[start : start + length]
             for start, length in zip(self._starts[asked], self._lengths[asked], strict=True)
         ]
-        arrived = torch.zeros(len(runs), longest, FEATURES, dtype=dtype, device="cuda")
-        lanes = [lane[: len(run)] for lane, run in zip(arrived.unbind(), runs, strict=True)]
-        torch._foreach_copy_(lanes, runs, non_blocking=True)
+        with torch.cuda.stream(copying):
+            arrived = torch.zeros(len(runs), longest, FEATURES, dtype=dtype, device="cuda")
+            lanes = [lane[: len(run)] for lane, run in zip(arrived.unbind(), runs, strict=True)]
+            torch._foreach_copy_(lanes, runs, non_blocking=True)
+
+        current = torch.cuda.current_stream()
+        current.wait_stream(copying)
+        arrived.record_stream(current)
         return arrived.transpose(0, 1).contiguous()
 
 

@@ -1,52 +1,136 @@
 """RNN-T's decoder on a GPU: its small steps captured as a CUDA graph, replayed until all utterances are at their end.
 
 A step is some thirty small kernels, an utterance of 15 s some hundreds of steps: launched one by one they cost
-the host far more than the GPU.
+the host far more than the GPU. They leave most of a GPU idle, so they have a stream of their own: while one batch is
+decoded, the next is encoded.
 """
 
-from collections.abc import Callable
+from collections import deque
 from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
+import torch
 from torch import Tensor
 
-from workloads.engine import Eager, Graphs, HostCopies, engine_for
+from workloads.engine import Eager, Graphs, HostCopies, OnItsWay, engine_for
 from workloads.protocol import WorkloadOptions
+from workloads.ragged import Ragged
 from workloads.rnnt_network import Decoding, Network
 
 AHEAD = 2
 """Replays queued beyond the one whose word on the end is waited for: a surplus one changes nothing."""
 
 
+class Transcription:
+    """A batch that is encoded, then decoded once those before it are; a Pending (pipeline.py).
+
+    Args:
+        encoded: [time, n, width], queued on the current stream.
+        lengths: int64 [n], likewise.
+    """
+
+    def __init__(self, decoder: "GraphDecoder", encoded: Tensor, lengths: Tensor) -> None:
+        self._decoder = decoder
+        self.symbols: Ragged | None = None
+        """Once it is decoded."""
+        self.encoded: tuple[Tensor, Tensor] | None = (encoded, lengths)
+        self.arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self.arrived.record()
+
+    def done(self) -> bool:
+        """Whether all its utterances are at their end; goes on with the decoding, without waiting."""
+        return self.symbols is not None or self._decoder.is_at_end(self)
+
+    def result(self) -> Ragged:
+        """Wait for the symbols of each utterance, int64; those of the batches before it too."""
+        while self.symbols is None:
+            self._decoder.finish_one()
+
+        return self.symbols
+
+
 class GraphDecoder:
-    """Decodes batches of up to ``options.batch_size`` utterances of up to ``steps`` time steps.
+    """Decodes batches of up to ``options.batch_size`` utterances of up to ``steps`` time steps, one after another.
 
     Raises:
         WorkloadError: the engine asked for does not work here.
     """
 
     def __init__(self, network: Network, steps: int, options: WorkloadOptions, notes: list[str]) -> None:
-        self.steps = steps
         self._decoding = Decoding(network, steps, options.batch_size)
+        self._stream = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if options.engine == "compile":
             notes.append("engine: graph for compile: torch.compile has no cuDNN LSTM to fuse with")
             options = replace(options, engine="graph")
 
-        self._engine: Eager | Graphs = engine_for(self._decoding.advance, options, notes)
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            self._engine: Eager | Graphs = engine_for(self._decoding.advance, options, notes)
+
         self._copies = HostCopies(AHEAD)
+        self._begun: deque[Transcription] = deque()
+        """Oldest first; that one is being decoded."""
+        self._words: deque[OnItsWay] = deque()
+        """Whether it is at its end, after each replay."""
+        self._utterances = 0
+        """Of the oldest."""
 
-    def decode(self, encoded: Tensor, lengths: Tensor) -> list[npt.NDArray[np.generic]]:
-        """``encoded`` [time, n, width], ``lengths`` int64 [n] → the symbols of each, int64."""
-        count = encoded.shape[1]
+    def begin(self, encoded: Tensor, lengths: Tensor) -> Transcription:
+        """``encoded`` [time, n, width] and ``lengths`` int64 [n], on the current stream."""
+        begun = Transcription(self, encoded, lengths)
+        self._begun.append(begun)
+        if len(self._begun) == 1:
+            self._start(begun)
+
+        return begun
+
+    def is_at_end(self, batch: Transcription) -> bool:
+        """Whether it is the oldest, and nothing of it is left to decode; queues what is, without waiting."""
+        if batch is not self._begun[0]:
+            return False
+
+        while self._words[0].done():
+            if self._words[0].result()[0]:
+                return True
+
+            self._replay_once_more()
+
+        return False
+
+    @torch.inference_mode()
+    def finish_one(self) -> None:
+        """Wait for the oldest batch, and begin to decode the next."""
+        while not self._words[0].result()[0]:
+            self._replay_once_more()
+
+        oldest = self._begun.popleft()
         decoding = self._decoding
-        decoding.begin(encoded, lengths)
-        self._until_all_are_at_their_end(lambda: self._engine.run(count))
-        ends = decoding.counts[:count].cpu().numpy()
-        symbols = decoding.symbols[:count, : max(int(ends.max()), 1)].cpu().numpy()
-        return [row[:end].copy() for row, end in zip(symbols, ends, strict=True)]
+        with torch.cuda.stream(self._stream):
+            ends = decoding.counts[: self._utterances].cpu().numpy()
+            symbols = decoding.symbols[: len(ends), : max(int(ends.max()), 1)].cpu().numpy()
 
-    def _until_all_are_at_their_end(self, advance: Callable[[], Tensor]) -> None:
-        words = [self._copies.fetch(advance(), 1) for _ in range(AHEAD)]
-        while not words.pop(0).result()[0]:
-            words.append(self._copies.fetch(advance(), 1))
+        oldest.encoded = None
+        if self._begun:
+            self._start(self._begun[0])
+
+        oldest.symbols = Ragged(symbols[np.arange(symbols.shape[1]) < ends[:, None]], ends)
+
+    def _start(self, batch: Transcription) -> None:
+        """Queue the first steps; they wait for the encoder on the GPU."""
+        assert batch.encoded is not None, "it has been decoded"
+        self._utterances = batch.encoded[0].shape[1]
+        self._stream.wait_event(batch.arrived)
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            self._decoding.begin(*batch.encoded)
+
+        self._words.clear()
+        for _ in range(AHEAD):
+            self._replay()
+
+    def _replay_once_more(self) -> None:
+        self._words.popleft()
+        self._replay()
+
+    def _replay(self) -> None:
+        with torch.cuda.stream(self._stream), torch.inference_mode():
+            self._words.append(self._copies.fetch(self._engine.run(self._utterances), 1))

@@ -183,6 +183,34 @@ def test_the_decoders_graph_transcribes_as_launching_its_steps_does(count: int):
 
 
 @pytest.mark.parametrize("engine", ["graph", "eager"])
+def test_utterances_in_flight_are_transcribed_as_one_batch_after_another(engine: EngineName):
+    """Whoever asks whether a batch is done has it decoded on; one never asked for is decoded before those after it."""
+    workload = build("rnnt", replace(OPTIONS, engine=engine))
+    workload.load()
+    assert isinstance(workload, Pipelined)
+    batches = [range(at, min(at + 8, 61)) for at in range(0, 61, 8)]
+    expected = [rows.tolist() for batch in batches for rows in workload.predict(batch)]
+    found, former = [], None
+    for batch in batches:
+        pending = workload.begin(batch)
+        if former is not None:
+            while not former.done():
+                pass
+
+            found += former.result()
+
+        former = pending
+
+    assert former is not None
+    forgotten, last = workload.begin(batches[0]), workload.begin(batches[1])
+    assert not last.done()
+    assert [rows.tolist() for rows in last.result()] == expected[8:16]
+    assert forgotten.done()
+    assert [rows.tolist() for rows in [*found, *former.result()]] == expected
+    assert sum(map(len, expected)) > 61
+
+
+@pytest.mark.parametrize("engine", ["graph", "eager"])
 @pytest.mark.parametrize("name", ["ssd-mobilenet", "ssd-resnet34", "retinanet"])
 def test_detections_in_flight_are_those_of_one_batch_after_another(name: str, engine: EngineName):
     """In their order, each answer its own sample's; a last batch that is not full among them, of three: they are always
