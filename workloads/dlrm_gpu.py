@@ -21,8 +21,8 @@ from workloads.engine import HostCopies, OnItsWay
 from workloads.ragged import Ragged
 from workloads.triton_at_hand import at_hand
 
-DEPTH = 2
-"""Batches in flight."""
+DEPTH = 3
+"""Batches in flight: while one is computed the next is on its way, and the host is busy with the answers of a third."""
 VECTORS = 32
 """Of a pair: the bottom's, then one of each table, then some that only fill up."""
 MULTIPLE = 8

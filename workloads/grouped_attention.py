@@ -8,11 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "grouped"
 """``attn_implementation`` of a configuration that uses it."""
+
+WITHOUT_PLANS = [
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""For prefills, which come in many lengths: cuDNN, torch's first choice on Hopper, plans anew for each, some 35 ms on
+an H200, in the midst of a test."""
 
 
 def attend(
@@ -38,9 +48,10 @@ def attend(
         if not in_kernel:
             key, value = (each.repeat_interleave(query.shape[1] // groups, dim=1) for each in (key, value))
 
-        mixed = scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scaling, enable_gqa=in_kernel
-        )
+        with sdpa_kernel(WITHOUT_PLANS, set_priority=True):
+            mixed = scaled_dot_product_attention(
+                query, key, value, is_causal=True, scale=scaling, enable_gqa=in_kernel
+            )
     else:
         # The query heads of a group are so many more queries.
         seen = attention_mask.shape[3]

@@ -5,6 +5,7 @@ the host far more than the GPU. They leave most of a GPU idle, so they have a st
 decoded, the next is encoded.
 """
 
+import math
 from collections import deque
 from dataclasses import replace
 
@@ -15,10 +16,12 @@ from torch import Tensor
 from workloads.engine import Eager, Graphs, HostCopies, OnItsWay, engine_for
 from workloads.protocol import WorkloadOptions
 from workloads.ragged import Ragged
-from workloads.rnnt_network import Decoding, Network
+from workloads.rnnt_network import STEPS_BETWEEN_LOOKS, Decoding, Network
 
 AHEAD = 2
 """Replays queued beyond the one whose word on the end is waited for: a surplus one changes nothing."""
+QUEUED_AT_ONCE = 0.95
+"""Of the steps that the batch before took, for as many time steps: the host is busy with the next batch meanwhile."""
 
 
 class Transcription:
@@ -71,9 +74,11 @@ class GraphDecoder:
         self._begun: deque[Transcription] = deque()
         """Oldest first; that one is being decoded."""
         self._words: deque[OnItsWay] = deque()
-        """Whether it is at its end, after each replay."""
-        self._utterances = 0
-        """Of the oldest."""
+        """Whether it is at its end, after each of its last replays."""
+        self._utterances = self._time_steps = 0
+        """Of the oldest: how many, and the most time steps of one."""
+        self._pace = 1.0
+        """Of the batch before: steps of decoding a time step of its longest utterance."""
 
     def begin(self, encoded: Tensor, lengths: Tensor) -> Transcription:
         """``encoded`` [time, n, width] and ``lengths`` int64 [n], on the current stream."""
@@ -104,9 +109,13 @@ class GraphDecoder:
             self._replay_once_more()
 
         oldest = self._begun.popleft()
+        assert oldest.encoded is not None, "it has been decoded"
         decoding = self._decoding
         with torch.cuda.stream(self._stream):
-            ends = decoding.counts[: self._utterances].cpu().numpy()
+            counts = decoding.counts[: self._utterances]
+            # A step emits a symbol or goes on by a time step; a 30th symbol does both.
+            self._pace = int((counts + oldest.encoded[1]).max()) / self._time_steps
+            ends = counts.cpu().numpy()
             symbols = decoding.symbols[: len(ends), : max(int(ends.max()), 1)].cpu().numpy()
 
         oldest.encoded = None
@@ -118,12 +127,16 @@ class GraphDecoder:
     def _start(self, batch: Transcription) -> None:
         """Queue the first steps; they wait for the encoder on the GPU."""
         assert batch.encoded is not None, "it has been decoded"
-        self._utterances = batch.encoded[0].shape[1]
+        self._time_steps, self._utterances = batch.encoded[0].shape[:2]
         self._stream.wait_event(batch.arrived)
         with torch.cuda.stream(self._stream), torch.inference_mode():
             self._decoding.begin(*batch.encoded)
 
+        steps = max(1.0, QUEUED_AT_ONCE * self._pace) * self._time_steps
         self._words.clear()
+        for _ in range(math.ceil(steps / STEPS_BETWEEN_LOOKS) - 1):
+            self._run()
+
         for _ in range(AHEAD):
             self._replay()
 
@@ -131,6 +144,15 @@ class GraphDecoder:
         self._words.popleft()
         self._replay()
 
+    @torch.inference_mode()
     def _replay(self) -> None:
-        with torch.cuda.stream(self._stream), torch.inference_mode():
-            self._words.append(self._copies.fetch(self._engine.run(self._utterances), 1))
+        at_end = self._run()
+        with torch.cuda.stream(self._stream):
+            self._words.append(self._copies.fetch(at_end, 1))
+
+    @torch.inference_mode()
+    def _run(self) -> Tensor:
+        with torch.cuda.stream(self._stream):
+            at_end: Tensor = self._engine.run(self._utterances)
+
+        return at_end

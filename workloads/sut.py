@@ -271,7 +271,7 @@ class QueueSut:
     up with samples it has already, whose answers are dropped.
 
     Where batches can be in flight together, a second one is begun once it is half full, or full where half a batch
-    takes as long: before that, waiting for the first to end makes it fuller and costs no time.
+    takes as long: before that, waiting for the first to end makes it fuller and costs no time. Further ones are full.
 
     Args:
         guard: wraps the thread's work so that no exception leaves it.
@@ -328,7 +328,7 @@ class QueueSut:
         while ids or batches.in_flight or self._take(ids, indices, None):
             if batches.in_flight:
                 self._gather_beside(ids, indices)
-                if len(ids) < self._enough_beside or batches.in_flight == batches.depth:
+                if len(ids) < self._enough() or batches.in_flight == batches.depth:
                     batches.finish_one()
                     self._note_completed()
                     continue
@@ -354,11 +354,14 @@ class QueueSut:
     def _gather_beside(self, ids: list[int], indices: list[int]) -> None:
         """Take what waits, and what comes until it is enough for a batch beside or the batch in flight is done."""
         self._take_waiting(ids, indices)
-        full = self._batches.in_flight == self._batches.depth
-        enough = self._batches.batch_size if full else self._enough_beside
+        enough = self._enough()
         while len(ids) < enough and not self._batches.head_is_done():
             if not self._take(ids, indices, LOOK_EVERY_NS) and self._over:
                 return
+
+    def _enough(self) -> int:
+        """Samples that are worth a batch beside those in flight, or that no more are taken than."""
+        return self._enough_beside if self._batches.in_flight == 1 else self._batches.batch_size
 
     def _take_waiting(self, ids: list[int], indices: list[int]) -> None:
         """Add what waits, up to a batch; 0.6 µs less a query than `_take` for each."""
