@@ -18,6 +18,7 @@ from workloads.fidelity import mean_dice
 from workloads.labelled import Labelled
 from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadOptions
+from workloads.unet3d_gpu import on_gpu
 from workloads.unet3d_network import CLASSES, FILTERS, Network
 from workloads.weights import load_weights, seeded, told_weights
 
@@ -213,10 +214,10 @@ class Unet3d:
     def _make_engine(self) -> list[str]:
         """Notes of how the network is run: over windows copied to where a graph reads them."""
         side, notes = self._side, list[str]()
+        network = self._network_to_run(notes)
         self._crops = torch.zeros(
             self._windows, 1, side, side, side, device=self._options.device, dtype=self._dtype
         )
-        network = compiled(self._network, self._options)
         self._engine = engine_for(
             lambda count: network(self._crops[:count]),
             replace(self._options, batch_size=self._windows),
@@ -226,6 +227,20 @@ class Unet3d:
             self._engine.capture_all()  # a volume's last group is of any size, and cuDNN tries its kernels for each
 
         return notes
+
+    def _network_to_run(self, notes: list[str]) -> Callable[[Tensor], Tensor]:
+        """Says in ``notes`` by whose kernels volumes are normed, where they might be ours."""
+        options = self._options
+        if options.device == "cpu" or self._dtype is torch.float32 or chosen(options) == "compile":
+            return compiled(self._network, options)
+
+        own = on_gpu(self._network)
+        notes.append(
+            "volumes: channels last, normed by our kernels"
+            if own
+            else "norms: torch's kernels; Triton, or the C compiler it needs, is missing"
+        )
+        return own or self._network
 
     def _run(self, windows: Sequence[Tensor]) -> Tensor:
         """The logits of these windows, [windows, classes, side, side, side], overwritten by the next call."""

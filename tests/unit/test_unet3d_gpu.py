@@ -1,0 +1,143 @@
+"""3D U-Net with channels last computes what the plain network does; its kernels as Triton interprets them."""
+
+import importlib.util
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+import triton
+from torch import Tensor, nn
+
+from workloads.unet3d import build
+from workloads.unet3d_gpu import ChannelsLast
+from workloads.unet3d_network import Network
+
+
+@pytest.fixture(scope="module")
+def kernels() -> Iterator[ModuleType]:
+    """A copy of unet3d_triton whose kernels Triton interprets, on the CPU."""
+    spec = importlib.util.find_spec("workloads.unet3d_triton")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_INTERPRET", "1")
+        if isinstance(triton.language.sum, triton.JITFunction):  # compiled, where Triton was imported before
+            patch.setattr(triton.language, "sum", triton.jit(triton.language.sum.fn))
+
+        spec.loader.exec_module(module)
+        yield module
+
+
+@pytest.fixture
+def small_chunks(kernels: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 512 numbers."""
+    monkeypatch.setattr(kernels, "LEAST_CHUNK", 512)
+
+
+def drawn(*shape: int, mean: float = 0.0) -> Tensor:
+    """fp32 with channels last; one number in three of a window is as far from the mean again."""
+    generator = torch.Generator().manual_seed(sum(shape))
+    x = torch.randn(*shape, generator=generator) + mean
+    x[..., ::3] *= 2
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def norm_of(channels: int) -> nn.InstanceNorm3d:
+    norm = nn.InstanceNorm3d(channels, affine=True)
+    assert norm.weight is not None
+    generator = torch.Generator().manual_seed(channels)
+    for parameter in (norm.weight, norm.bias):
+        nn.init.normal_(parameter, generator=generator)
+
+    return norm
+
+
+@torch.inference_mode()
+def by_torch(x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+    weight, bias = norm.weight.double(), norm.bias.double()
+    return nn.functional.instance_norm(x.double(), weight=weight, bias=bias, eps=norm.eps).relu().float()
+
+
+def network_of(seed: int) -> Network:
+    """``small``, with norms that scale and shift."""
+    torch.manual_seed(seed)
+    network = build("small")
+    for module in network.modules():
+        if isinstance(module, nn.InstanceNorm3d):
+            nn.init.normal_(module.weight, 1, 0.3)
+            nn.init.normal_(module.bias, 0, 0.3)
+
+    return network
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 8, 2, 2, 2),  # one chunk, smaller than a tile
+        (2, 64, 4, 4, 4),  # eight of them
+        (3, 320, 2, 3, 2),  # channels in five tiles; the last chunk is the shorter one
+        (2, 32, 5, 6, 7),
+    ],
+)
+@pytest.mark.parametrize("elements", [256, 4096])
+def test_volumes_are_normed(kernels: ModuleType, small_chunks: None, shape: tuple[int, ...], elements: int):
+    x, norm = drawn(*shape), norm_of(shape[1])
+    exact = by_torch(x, norm)
+    with torch.inference_mode():
+        found = kernels.Kernels((elements, 1), (elements, 1)).norm_relu(x, norm)
+
+    assert found.data_ptr() == x.data_ptr()
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
+def test_a_mean_far_from_zero_costs_no_digits(kernels: ModuleType, small_chunks: None):
+    """In fp32 the square of 3000 leaves none for a variance of 1."""
+    x, norm = drawn(1, 32, 8, 8, 8), norm_of(32)
+    x = x.clamp(-2, 2).mul_(64).round_().div_(64).add_(3000)
+    exact = by_torch(x, norm)
+    with torch.inference_mode():
+        found = kernels.Kernels((256, 1)).norm_relu(x, norm)
+
+    torch.testing.assert_close(found, exact, rtol=1e-3, atol=1e-3)
+
+
+def test_16_bits_are_rounded_once(kernels: ModuleType):
+    x, norm = drawn(2, 32, 4, 4, 4).half(), norm_of(32).half()
+    exact = by_torch(x, norm)
+    with torch.inference_mode():
+        found = kernels.Kernels().norm_relu(x, norm)
+
+    assert found.dtype is torch.float16
+    torch.testing.assert_close(found.float(), exact, rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_no_number_stays_none(kernels: ModuleType):
+    x, norm = drawn(1, 8, 2, 2, 2), norm_of(8)
+    x[0, 3, 1, 1, 1] = torch.nan
+    with torch.inference_mode():
+        found = kernels.Kernels().norm_relu(x, norm)
+
+    assert found.isnan().flatten(2).any(2).nonzero().tolist() == [[0, 3]]
+
+
+def test_the_same_is_written_beside(kernels: ModuleType):
+    x, norm = drawn(2, 8, 4, 4, 4), norm_of(8)
+    pair = torch.full_like(drawn(2, 16, 4, 4, 4), -1)
+    with torch.inference_mode():
+        found = kernels.Kernels().norm_relu(x, norm, pair[:, 8:])
+
+    assert torch.equal(pair[:, 8:], found)
+    assert pair[:, :8].eq(-1).all()
+
+
+def test_the_network_segments_as_the_plain_one(kernels: ModuleType):
+    network, x = network_of(5), drawn(2, 1, 32, 32, 32)
+    names = list(network.state_dict())
+    with torch.inference_mode():
+        exact = network(x)
+        found = ChannelsLast(network, kernels.Kernels())(x)
+
+    torch.testing.assert_close(found, exact, rtol=1e-4, atol=1e-4)
+    assert list(network.state_dict()) == names

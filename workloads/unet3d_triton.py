@@ -1,0 +1,178 @@
+"""3D U-Net's GPU kernels over volumes with channels last: instance norm with ReLU. Need Triton and a C compiler.
+
+A norm reads its input twice and writes it once: moments of chunks of voxels, which a small kernel puts together to what
+each channel is multiplied by and what is added to it; then that and ReLU in place. Nothing is added up in an order that
+differs from run to run.
+"""
+
+from math import prod
+
+import torch
+import triton  # type: ignore[import-untyped]  # it ships no types
+import triton.language as tl  # type: ignore[import-untyped]  # likewise
+from torch import Tensor, nn
+
+MOST_CHANNELS = 64
+"""Of a tile: 128 bytes of a voxel, a line of the cache."""
+MOMENTS, WRITING = (4096, 8), (4096, 4)
+"""Numbers of a tile and its warps: of the pass that reads, and of the one that reads and writes."""
+MOST_CHUNKS = 512
+"""Of a window; those of one are put together at once, in registers."""
+LEAST_CHUNK = 32_768
+"""Numbers of a chunk, where a window has as many: 64 KB."""
+TOGETHER = 8
+"""Channels of a program that puts chunks together."""
+
+
+@triton.jit(do_not_specialize=["chunk"])  # type: ignore[untyped-decorator]  # triton has no types
+def _moments(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own language
+    x,  # noqa: ANN001  likewise
+    partial,  # noqa: ANN001
+    voxels,  # noqa: ANN001
+    channels,  # noqa: ANN001
+    chunk,  # noqa: ANN001
+    VOXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    # Sums are of what differs from the chunk's first voxel: its squares lose no digits to a mean far from zero.
+    window = tl.program_id(2).to(tl.int64)
+    first = tl.program_id(0) * chunk
+    end = tl.minimum(first + chunk, voxels)
+    voxel, channel = tl.arange(0, VOXELS), tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    here = x + window * voxels * channels
+    one = tl.load(here + first * channels + channel).to(tl.float32)
+    total = tl.full([VOXELS, CHANNELS], 0, tl.float32)
+    squares = tl.full([VOXELS, CHANNELS], 0, tl.float32)
+    for start in range(first, end, VOXELS):
+        at = start + voxel
+        inside = (at < end)[:, None]
+        read = tl.load(here + (at * channels)[:, None] + channel[None, :], mask=inside, other=0)
+        apart = tl.where(inside, read.to(tl.float32) - one[None, :], 0.0)
+        total += apart
+        squares += apart * apart
+
+    count = (end - first).to(tl.float32)
+    mean = tl.sum(total, 0) / count
+    to = partial + (window * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + channel
+    tl.store(to, one + mean)
+    tl.store(to + channels, tl.sum(squares, 0) - count * mean * mean)
+
+
+@triton.jit(do_not_specialize=["chunks", "chunk"])  # type: ignore[untyped-decorator]  # triton has no types
+def _combine(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own language
+    partial,  # noqa: ANN001  likewise
+    weight,  # noqa: ANN001
+    bias,  # noqa: ANN001
+    factors,  # noqa: ANN001
+    voxels,  # noqa: ANN001
+    channels,  # noqa: ANN001
+    chunks,  # noqa: ANN001
+    chunk,  # noqa: ANN001
+    eps,  # noqa: ANN001
+    CHUNKS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    # Means and sums of squares about them (Chan, Golub, LeVeque 1983, The American Statistician 37, equation 2.1)
+    window = tl.program_id(1)
+    each, channel = tl.arange(0, CHUNKS), tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (each < chunks)[:, None] & (channel < channels)[None, :]
+    there = partial + ((window * chunks + each) * 2 * channels)[:, None] + channel[None, :]
+    means = tl.load(there, mask=inside, other=0.0)
+    squares = tl.load(there + channels, mask=inside, other=0.0)
+    count = tl.where(each < chunks, tl.minimum(voxels - each * chunk, chunk), 0).to(tl.float32)[:, None]
+    mean = tl.sum(means * count, 0) / voxels
+    apart = means - mean[None, :]
+    variance = tl.sum(squares + count * apart * apart, 0) / voxels
+    channel_inside = channel < channels
+    scale = tl.load(weight + channel, mask=channel_inside, other=0).to(tl.float32) / tl.sqrt(variance + eps)
+    shift = tl.load(bias + channel, mask=channel_inside, other=0).to(tl.float32) - mean * scale
+    to = factors + window * 2 * channels + channel
+    tl.store(to, scale, mask=channel_inside)
+    tl.store(to + channels, shift, mask=channel_inside)
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def _write(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own language
+    x,  # noqa: ANN001  likewise
+    factors,  # noqa: ANN001
+    beside,  # noqa: ANN001
+    voxels,  # noqa: ANN001
+    channels,  # noqa: ANN001
+    width,  # noqa: ANN001
+    VOXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    # What is None is left out when the kernel is compiled.
+    window = tl.program_id(2).to(tl.int64)
+    voxel = tl.program_id(0) * VOXELS + tl.arange(0, VOXELS)
+    channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = (voxel < voxels)[:, None]
+    here = x + window * voxels * channels + (voxel * channels)[:, None] + channel[None, :]
+    scale = tl.load(factors + window * 2 * channels + channel)
+    shift = tl.load(factors + window * 2 * channels + channels + channel)
+    y = tl.load(here, mask=inside, other=0).to(tl.float32) * scale[None, :] + shift[None, :]
+    y = tl.where(y < 0, 0.0, y).to(x.dtype.element_ty)  # what is no number stays none
+    tl.store(here, y, mask=inside)
+    if beside is not None:
+        there = beside + window * voxels * width + (voxel * width)[:, None] + channel[None, :]
+        tl.store(there, y, mask=inside)
+
+
+class Kernels:
+    """What 3D U-Net does between two convolutions, of volumes [windows, channels, depth, height, width].
+
+    Args:
+        moments, writing: as ``MOMENTS`` and ``WRITING``.
+    """
+
+    def __init__(self, moments: tuple[int, int] = MOMENTS, writing: tuple[int, int] = WRITING) -> None:
+        self._moments = moments
+        self._writing = writing
+
+    def norm_relu(self, x: Tensor, norm: nn.InstanceNorm3d, beside: Tensor | None = None) -> Tensor:
+        """``relu(norm(x))`` in x's own place.
+
+        Args:
+            x: fewer than 2³¹ numbers a window.
+            norm: affine.
+            beside: of x's shape, some channels of a tensor with channels last: is filled with the same.
+        """
+        x = last(x)
+        windows, channels, *sides = x.shape
+        voxels = prod(sides)
+        elements, warps = self._writing
+        tile = _tile(elements, channels)
+        blocks = (triton.cdiv(voxels, tile["VOXELS"]), channels // tile["CHANNELS"], windows)
+        width = channels if beside is None else beside.stride(-1)
+        _write[blocks](*(x, self.factors(x, norm), beside, voxels, channels, width), **tile, num_warps=warps)
+        return x
+
+    def factors(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
+        """What the norm multiplies a window's channels by, and what it adds: fp32 [windows, 2, channels]."""
+        windows, channels, *sides = x.shape
+        voxels = prod(sides)
+        elements, warps = self._moments
+        tile = _tile(elements, channels)
+        chunk = max(triton.cdiv(voxels, MOST_CHUNKS), LEAST_CHUNK // tile["CHANNELS"])
+        chunks = triton.cdiv(voxels, chunk)
+        partial = x.new_empty(windows, chunks, 2, channels, dtype=torch.float32)
+        _moments[chunks, channels // tile["CHANNELS"], windows](
+            *(x, partial, voxels, channels, chunk), **tile, num_warps=warps
+        )
+        factors = x.new_empty(windows, 2, channels, dtype=torch.float32)
+        _combine[triton.cdiv(channels, TOGETHER), windows](
+            *(partial, norm.weight, norm.bias, factors, voxels, channels, chunks, chunk, norm.eps),
+            **{"CHUNKS": MOST_CHUNKS, "CHANNELS": TOGETHER},
+        )
+        return factors
+
+
+def last(x: Tensor) -> Tensor:
+    """x with channels last; x itself where it is so already, as what cuDNN makes of such weights is."""
+    return x.contiguous(memory_format=torch.channels_last_3d)
+
+
+def _tile(elements: int, channels: int) -> dict[str, int]:
+    """Voxels and channels of a tile: a power of 2 that divides the channels, so that none is cut."""
+    each = min(channels & -channels, MOST_CHANNELS)
+    return {"VOXELS": elements // each, "CHANNELS": each}
