@@ -36,15 +36,17 @@ class ChannelsLast:
             x = self._normed(block.conv2, x, pairs[-1][:, x.shape[1] :])
 
         x = self._normed(network.bottleneck.conv2, self._normed(network.bottleneck.conv1, x))
-        for up in network.upsample:
-            pair = pairs.pop()
-            self._upsampled(up.upsample_conv[0], x, pair[:, : pair.shape[1] // 2])
-            x = self._normed(up.conv1, pair)
-            del pair  # two gigabytes
-            x = self._normed(up.conv2, x)
+        *lower, top = network.upsample
+        for up in lower:
+            x = self._normed(up.conv2, self._joined(up, x, pairs.pop()))
 
-        out: Tensor = network.output.conv(x)
-        return out
+        conv, norm, _ = top.conv2
+        return self._kernels.classified(conv(self._joined(top, x, pairs.pop())), norm, network.output.conv[0])
+
+    def _joined(self, up: Any, x: Tensor, pair: Tensor) -> Tensor:
+        """What has come up beside what was left, after the first convolution."""
+        self._upsampled(up.upsample_conv[0], x, pair[:, : pair.shape[1] // 2])
+        return self._normed(up.conv1, pair)
 
     def _normed(self, block: nn.Sequential, x: Tensor, beside: Tensor | None = None) -> Tensor:
         conv, norm, _ = block
@@ -74,7 +76,9 @@ def _tried() -> "Kernels":
 
     found = Kernels()
     norm = nn.InstanceNorm3d(32, affine=True, device="cuda", dtype=torch.float16)
-    found.norm_relu(torch.zeros(1, 32, 4, 4, 4, device="cuda", dtype=torch.float16), norm)
+    conv = nn.Conv3d(32, 3, kernel_size=1, device="cuda", dtype=torch.float16)
+    x = torch.zeros(1, 32, 4, 4, 4, device="cuda", dtype=torch.float16)
+    found.classified(found.norm_relu(x, norm), norm, conv)
     torch.cuda.synchronize()
     return found
 

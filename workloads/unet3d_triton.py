@@ -118,6 +118,32 @@ def _write(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own langua
         tl.store(there, y, mask=inside)
 
 
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def _classify(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own language
+    x,  # noqa: ANN001  likewise
+    factors,  # noqa: ANN001
+    weight,  # noqa: ANN001
+    bias,  # noqa: ANN001
+    out,  # noqa: ANN001
+    voxels,  # noqa: ANN001
+    VOXELS: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    CLASSES: tl.constexpr,
+):
+    window = tl.program_id(1).to(tl.int64)
+    voxel, channel = tl.program_id(0) * VOXELS + tl.arange(0, VOXELS), tl.arange(0, CHANNELS)
+    inside = voxel < voxels
+    here = x + window * voxels * CHANNELS + (voxel * CHANNELS)[:, None] + channel[None, :]
+    scale = tl.load(factors + window * 2 * CHANNELS + channel)
+    shift = tl.load(factors + window * 2 * CHANNELS + CHANNELS + channel)
+    y = tl.load(here, mask=inside[:, None], other=0).to(tl.float32) * scale[None, :] + shift[None, :]
+    y = tl.where(y < 0, 0.0, y)
+    for each in tl.static_range(CLASSES):
+        weights = tl.load(weight + each * CHANNELS + channel).to(tl.float32)
+        logit = tl.sum(y * weights[None, :], 1) + tl.load(bias + each).to(tl.float32)
+        tl.store(out + (window * CLASSES + each) * voxels + voxel, logit, mask=inside)
+
+
 class Kernels:
     """What 3D U-Net does between two convolutions, of volumes [windows, channels, depth, height, width].
 
@@ -146,6 +172,25 @@ class Kernels:
         width = channels if beside is None else beside.stride(-1)
         _write[blocks](*(x, self.factors(x, norm), beside, voxels, channels, width), **tile, num_warps=warps)
         return x
+
+    def classified(self, x: Tensor, norm: nn.InstanceNorm3d, conv: nn.Conv3d) -> Tensor:
+        """``conv(relu(norm(x)))``, contiguous, of a convolution of single voxels.
+
+        Args:
+            x: its channels are a power of 2.
+        """
+        x = last(x)
+        windows, channels, *sides = x.shape
+        voxels = prod(sides)
+        elements, warps = self._writing
+        out = x.new_empty(windows, conv.out_channels, *sides)
+        each = elements // channels
+        _classify[triton.cdiv(voxels, each), windows](
+            *(x, self.factors(x, norm), conv.weight.flatten(1).contiguous(), conv.bias, out, voxels),
+            **{"VOXELS": each, "CHANNELS": channels, "CLASSES": conv.out_channels},
+            num_warps=warps,
+        )
+        return out
 
     def factors(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
         """What the norm multiplies a window's channels by, and what it adds: fp32 [windows, 2, channels]."""

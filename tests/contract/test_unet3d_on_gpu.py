@@ -13,7 +13,7 @@ from workloads.precision import without_tf32
 from workloads.protocol import EngineName, Precision, WorkloadOptions
 from workloads.unet3d import WINDOW, Unet3d
 from workloads.unet3d_gpu import kernels
-from workloads.unet3d_network import FILTERS
+from workloads.unet3d_network import CLASSES, FILTERS
 
 pytestmark = pytest.mark.gpu
 OPTIONS = WorkloadOptions(
@@ -64,6 +64,23 @@ def test_volumes_are_normed_as_torch_does(dtype: torch.dtype, channels: int, sid
     assert torch.equal(pair[:, channels:], y)
     assert not pair[:, :channels].any()
     assert torch.equal(found.norm_relu(again, norm), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("channels", "side"), [(FILTERS[size][0], WINDOW[size]) for size in FILTERS])
+@torch.inference_mode()
+def test_volumes_are_classified_as_torch_does(dtype: torch.dtype, channels: int, side: int):
+    found = kernels()
+    assert found is not None
+    torch.manual_seed(0)
+    x, norm = drawn(3, channels, side, side, side, dtype=dtype), norm_of(channels, dtype)
+    conv = nn.Conv3d(channels, CLASSES, kernel_size=1, device="cuda", dtype=dtype)
+    with without_tf32():
+        exact = functional.conv3d(by_torch(x, norm), conv.weight.float(), conv.bias.float())
+
+    y = found.classified(x, norm, conv)
+    assert y.is_contiguous()
+    torch.testing.assert_close(y.float(), exact, **TOLERANCE[dtype])
 
 
 @torch.inference_mode()

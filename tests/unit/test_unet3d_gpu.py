@@ -132,6 +132,17 @@ def test_the_same_is_written_beside(kernels: ModuleType):
     assert pair[:, :8].eq(-1).all()
 
 
+@pytest.mark.parametrize("elements", [64, 4096])
+def test_normed_volumes_are_classified(kernels: ModuleType, elements: int):
+    x, norm, conv = drawn(2, 8, 3, 4, 5), norm_of(8), nn.Conv3d(8, 3, kernel_size=1)
+    with torch.inference_mode():
+        exact = conv(by_torch(x, norm))
+        found = kernels.Kernels(writing=(elements, 1)).classified(x, norm, conv)
+
+    assert found.is_contiguous()
+    torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+
+
 def test_the_network_segments_as_the_plain_one(kernels: ModuleType):
     network, x = network_of(5), drawn(2, 1, 32, 32, 32)
     names = list(network.state_dict())
