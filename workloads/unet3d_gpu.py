@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from workloads.triton_at_hand import at_hand
 from workloads.unet3d_network import Network
@@ -23,9 +22,10 @@ class ChannelsLast:
     """The arithmetic of unet3d_network.py's Network, from its weights, which it lays out anew in their place."""
 
     def __init__(self, network: Network, kernels: "Kernels") -> None:
-        network.to(memory_format=torch.channels_last_3d)
-        self._network: Any = network
+        self._network: Any = network.to(memory_format=torch.channels_last_3d)
         self._kernels = kernels
+        ups: Any = network.upsample
+        self._taps = {up: kernels.taps_of(up.upsample_conv[0].weight.detach()) for up in ups}
 
     def __call__(self, x: Tensor) -> Tensor:
         """[windows, 1, side, side, side] → [windows, 3, side, side, side]."""
@@ -45,18 +45,14 @@ class ChannelsLast:
 
     def _joined(self, up: Any, x: Tensor, pair: Tensor) -> Tensor:
         """What has come up beside what was left, after the first convolution."""
-        self._upsampled(up.upsample_conv[0], x, pair[:, : pair.shape[1] // 2])
+        bias = up.upsample_conv[0].bias
+        self._kernels.upsampled(x, self._taps[up], bias, pair[:, : pair.shape[1] // 2])
         return self._normed(up.conv1, pair)
 
     def _normed(self, block: nn.Sequential, x: Tensor, beside: Tensor | None = None) -> Tensor:
         conv, norm, _ = block
         assert isinstance(norm, nn.InstanceNorm3d)
         return self._kernels.norm_relu(conv(x), norm, beside)
-
-    def _upsampled(self, conv: nn.ConvTranspose3d, x: Tensor, to: Tensor) -> None:
-        assert conv.bias is not None
-        x = functional.conv_transpose3d(x, conv.weight, stride=2)
-        torch.add(x, conv.bias[:, None, None, None], out=to)
 
 
 def on_gpu(network: Network) -> ChannelsLast | None:
@@ -75,22 +71,18 @@ def _tried() -> "Kernels":
     from workloads.unet3d_triton import Kernels
 
     found = Kernels()
-    norm = nn.InstanceNorm3d(32, affine=True, device="cuda", dtype=torch.float16)
-    conv = nn.Conv3d(32, 3, kernel_size=1, device="cuda", dtype=torch.float16)
-    x = torch.zeros(1, 32, 4, 4, 4, device="cuda", dtype=torch.float16)
-    found.classified(found.norm_relu(x, norm), norm, conv)
+    made_so: dict[str, Any] = {"device": "cuda", "dtype": torch.float16}
+    norm, conv = nn.InstanceNorm3d(32, affine=True, **made_so), nn.Conv3d(32, 3, kernel_size=1, **made_so)
+    x, taps = torch.zeros(1, 32, 4, 4, 4, **made_so), torch.zeros(32, 32, 2, 2, 2, **made_so)
+    pair = _pair(torch.zeros(1, 32, 8, 8, 8, **made_so))
+    found.upsampled(found.norm_relu(x, norm), found.taps_of(taps), norm.bias, pair[:, :32])
+    found.classified(x, norm, conv)
     torch.cuda.synchronize()
     return found
 
 
 def _pair(x: Tensor) -> Tensor:
-    """Room for twice x's channels: first what comes up, then what is left beside it."""
+    """Room for twice x's channels: first what comes up, then what was left beside it."""
     windows, channels, *sides = x.shape
-    return torch.empty(
-        windows,
-        2 * channels,
-        *sides,
-        dtype=x.dtype,
-        device=x.device,
-        memory_format=torch.channels_last_3d,
-    )
+    shape = (windows, 2 * channels, *sides)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)

@@ -16,6 +16,8 @@ MOST_CHANNELS = 64
 """Of a tile: 128 bytes of a voxel, a line of the cache."""
 MOMENTS, WRITING = (4096, 8), (4096, 4)
 """Numbers of a tile and its warps: of the pass that reads, and of the one that reads and writes."""
+PRODUCTS = (128, 64, 4)
+"""Rows and columns of a tile of a product, and its warps."""
 MOST_CHUNKS = 512
 """Of a window; those of one are put together at once, in registers."""
 LEAST_CHUNK = 32_768
@@ -144,16 +146,56 @@ def _classify(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own lan
         tl.store(out + (window * CLASSES + each) * voxels + voxel, logit, mask=inside)
 
 
+@triton.jit(do_not_specialize=["side"])  # type: ignore[untyped-decorator]  # triton has no types
+def _upsample(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own language
+    x,  # noqa: ANN001  likewise
+    taps,  # noqa: ANN001
+    bias,  # noqa: ANN001
+    out,  # noqa: ANN001
+    rows,  # noqa: ANN001
+    side,  # noqa: ANN001
+    inputs,  # noqa: ANN001
+    outputs,  # noqa: ANN001
+    width,  # noqa: ANN001
+    ROWS: tl.constexpr,
+    INPUTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    # A voxel becomes eight. Two that are neighbours along the last axis are columns of one product; four such products.
+    row = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
+    column = tl.program_id(0) // 4 * COLUMNS + tl.arange(0, COLUMNS)
+    corner = tl.program_id(0) % 4
+    inside = (row < rows)[:, None]
+    y = tl.full([ROWS, COLUMNS], 0, tl.float32)
+    for first in range(0, inputs, INPUTS):
+        at = first + tl.arange(0, INPUTS)
+        read = tl.load(x + (row * inputs)[:, None] + at[None, :], mask=inside, other=0.0)
+        y = tl.dot(read, tl.load(taps + ((corner * inputs + at) * 2 * outputs)[:, None] + column[None, :]), y)
+
+    channel = column % outputs
+    y += tl.load(bias + channel).to(tl.float32)[None, :]
+    plane, line = 2 * (row // (side * side)) + corner // 2, 2 * (row // side % side) + corner % 2
+    voxel = (plane * 2 * side + line) * 2 * side + 2 * (row % side)
+    to = (voxel[:, None] + (column // outputs)[None, :]).to(tl.int64) * width + channel[None, :]
+    tl.store(out + to, y, mask=inside)
+
+
 class Kernels:
     """What 3D U-Net does between two convolutions, of volumes [windows, channels, depth, height, width].
 
     Args:
-        moments, writing: as ``MOMENTS`` and ``WRITING``.
+        moments, writing, products: as ``MOMENTS``, ``WRITING`` and ``PRODUCTS``.
     """
 
-    def __init__(self, moments: tuple[int, int] = MOMENTS, writing: tuple[int, int] = WRITING) -> None:
+    def __init__(
+        self,
+        moments: tuple[int, int] = MOMENTS,
+        writing: tuple[int, int] = WRITING,
+        products: tuple[int, int, int] = PRODUCTS,
+    ) -> None:
         self._moments = moments
         self._writing = writing
+        self._products = products
 
     def norm_relu(self, x: Tensor, norm: nn.InstanceNorm3d, beside: Tensor | None = None) -> Tensor:
         """``relu(norm(x))`` in x's own place.
@@ -172,6 +214,31 @@ class Kernels:
         width = channels if beside is None else beside.stride(-1)
         _write[blocks](*(x, self.factors(x, norm), beside, voxels, channels, width), **tile, num_warps=warps)
         return x
+
+    def upsampled(self, x: Tensor, taps: Tensor, bias: Tensor, to: Tensor) -> None:
+        """Fill ``to`` with a transposed convolution of x, of kernel and stride 2.
+
+        Args:
+            x: cubes; fewer than 2³¹ numbers.
+            taps: `taps_of` its weight.
+            to: of the result's shape, the first channels of a tensor with channels last.
+        """
+        x = last(x)
+        windows, inputs, side = x.shape[:3]
+        rows, outputs = windows * side**3, to.shape[1]
+        most_rows, most_columns, warps = self._products
+        columns = min(2 * outputs & -2 * outputs, most_columns)
+        _upsample[4 * 2 * outputs // columns, triton.cdiv(rows, most_rows)](
+            *(x, taps, bias, to, rows, side, inputs, outputs, to.stride(-1)),
+            **{"ROWS": most_rows, "INPUTS": min(inputs & -inputs, MOST_CHANNELS), "COLUMNS": columns},
+            num_warps=warps,
+        )
+
+    @staticmethod
+    def taps_of(weight: Tensor) -> Tensor:
+        """What `upsampled` takes of a weight [inputs, outputs, 2, 2, 2]: [4, inputs, 2 outputs], four products'."""
+        inputs, outputs = weight.shape[:2]
+        return weight.permute(2, 3, 0, 4, 1).reshape(4, inputs, 2 * outputs).contiguous()
 
     def classified(self, x: Tensor, norm: nn.InstanceNorm3d, conv: nn.Conv3d) -> Tensor:
         """``conv(relu(norm(x)))``, contiguous, of a convolution of single voxels.

@@ -1,6 +1,7 @@
 """3D U-Net in 16 bits on a real GPU: its kernels, compiled, are what torch computes in fp32."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -81,6 +82,31 @@ def test_volumes_are_classified_as_torch_does(dtype: torch.dtype, channels: int,
     y = found.classified(x, norm, conv)
     assert y.is_contiguous()
     torch.testing.assert_close(y.float(), exact, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("level", "above"), [*pairwise(reversed(LEVELS[:6])), *pairwise(reversed(LEVELS[6:]))]
+)
+@torch.inference_mode()
+def test_volumes_are_upsampled_as_torch_does(
+    dtype: torch.dtype, level: tuple[int, int], above: tuple[int, int]
+):
+    found = kernels()
+    assert found is not None
+    torch.manual_seed(0)
+    (inputs, side), (outputs, _) = level, above
+    x = drawn(3, inputs, side, side, side, dtype=dtype)
+    conv = nn.ConvTranspose3d(inputs, outputs, 2, stride=2, device="cuda", dtype=dtype)
+    with without_tf32():
+        weight, bias = conv.weight.float(), conv.bias.float()
+        exact = functional.conv_transpose3d(x.float(), weight, bias, stride=2)
+
+    pair = torch.zeros_like(torch.cat((exact, exact), dim=1), dtype=dtype)
+    pair = pair.contiguous(memory_format=torch.channels_last_3d)
+    found.upsampled(x, found.taps_of(conv.weight), conv.bias, pair[:, :outputs])
+    torch.testing.assert_close(pair[:, :outputs].float(), exact, **TOLERANCE[dtype])
+    assert not pair[:, outputs:].any()
 
 
 @torch.inference_mode()

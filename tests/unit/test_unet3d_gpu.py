@@ -143,6 +143,27 @@ def test_normed_volumes_are_classified(kernels: ModuleType, elements: int):
     torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (2, 16, 8, 3),  # windows, channels of input and output, side; fewer rows than a tile's
+        (1, 64, 32, 6),  # two tiles, the second not whole
+        (1, 320, 192, 2),  # three tiles of outputs, five of inputs
+    ],
+)
+def test_volumes_are_upsampled_beside_others(kernels: ModuleType, shape: tuple[int, int, int, int]):
+    windows, inputs, outputs, side = shape
+    x, conv = drawn(windows, inputs, side, side, side), nn.ConvTranspose3d(inputs, outputs, 2, stride=2)
+    pair = torch.full_like(drawn(windows, 2 * outputs, *(3 * [2 * side])), -1)
+    own = kernels.Kernels()
+    with torch.inference_mode():
+        own.upsampled(x, own.taps_of(conv.weight), conv.bias, pair[:, :outputs])
+        exact = conv(x)
+
+    torch.testing.assert_close(pair[:, :outputs], exact, rtol=1e-4, atol=1e-4)
+    assert pair[:, outputs:].eq(-1).all()
+
+
 def test_the_network_segments_as_the_plain_one(kernels: ModuleType):
     network, x = network_of(5), drawn(2, 1, 32, 32, 32)
     names = list(network.state_dict())
