@@ -1,16 +1,19 @@
-"""3D U-Net's GPU kernels over volumes with channels last: instance norm with ReLU. Need Triton and a C compiler.
+"""3D U-Net's GPU kernels over volumes with channels last: norms, and the convolutions that are no shape for cuDNN's.
 
-A norm reads its input twice and writes it once: moments of chunks of voxels, which a small kernel puts together to what
-each channel is multiplied by and what is added to it; then that and ReLU in place. Nothing is added up in an order that
-differs from run to run.
+An instance norm reads its input twice and writes it once: moments of chunks of voxels, which a small kernel puts
+together to what each channel is multiplied by and what is added to it; then that and ReLU in place. Nothing is added up
+in an order that differs from run to run. All is fp32 from what is read to what is written. Needs Triton and a C
+compiler.
 """
 
 from math import prod
+from typing import NamedTuple
 
 import torch
 import triton  # type: ignore[import-untyped]  # it ships no types
 import triton.language as tl  # type: ignore[import-untyped]  # likewise
 from torch import Tensor, nn
+from torch.nn import functional
 
 MOST_CHANNELS = 64
 """Of a tile: 128 bytes of a voxel, a line of the cache."""
@@ -18,6 +21,8 @@ MOMENTS, WRITING = (4096, 8), (4096, 4)
 """Numbers of a tile and its warps: of the pass that reads, and of the one that reads and writes."""
 PRODUCTS = (128, 64, 4)
 """Rows and columns of a tile of a product, and its warps."""
+ENTERING = 4
+"""Warps that convolve a line of the first volume."""
 MOST_CHUNKS = 512
 """Of a window; those of one are put together at once, in registers."""
 LEAST_CHUNK = 32_768
@@ -58,6 +63,52 @@ def _moments(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own lang
     to = partial + (window * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + channel
     tl.store(to, one + mean)
     tl.store(to + channels, tl.sum(squares, 0) - count * mean * mean)
+
+
+@triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+def _line(x, taps, number, SIDE: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  its own language
+    """A line of voxels of a cube, convolved: each voxel's neighbours are a row of a product."""
+    tap, voxel = tl.arange(0, 32), tl.arange(0, SIDE)
+    plane, line = number // SIDE + tap // 9 - 1, number % SIDE + tap // 3 % 3 - 1
+    there = (plane >= 0) & (plane < SIDE) & (line >= 0) & (line < SIDE) & (tap < 27)
+    beside = voxel[:, None] + (tap % 3 - 1)[None, :]
+    inside = there[None, :] & (beside >= 0) & (beside < SIDE)
+    read = tl.load(x + ((plane * SIDE + line) * SIDE)[None, :] + beside, mask=inside, other=0.0)
+    return tl.dot(read, taps).to(read.dtype)
+
+
+@triton.jit(do_not_specialize=["lines"])  # type: ignore[untyped-decorator]  # triton has no types
+def _enter(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own language
+    x,  # noqa: ANN001  likewise
+    taps,  # noqa: ANN001
+    out,  # noqa: ANN001
+    partial,  # noqa: ANN001
+    lines,  # noqa: ANN001
+    SIDE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+):
+    # Moments as _moments has them, of what is written; about the mean of the first line.
+    window = tl.program_id(1).to(tl.int64)
+    channel = tl.arange(0, CHANNELS)
+    at = tl.arange(0, SIDE)[:, None] * CHANNELS + channel[None, :]
+    weights = tl.load(taps + tl.arange(0, 32)[:, None] * CHANNELS + channel[None, :])
+    here, to = x + window * SIDE * SIDE * SIDE, out + window * SIDE * SIDE * SIDE * CHANNELS
+    first = tl.program_id(0) * lines
+    one = tl.sum(_line(here, weights, first, SIDE).to(tl.float32), 0) / SIDE
+    total = tl.full([SIDE, CHANNELS], 0, tl.float32)
+    squares = tl.full([SIDE, CHANNELS], 0, tl.float32)
+    for number in range(first, tl.minimum(first + lines, SIDE * SIDE)):
+        y = _line(here, weights, number, SIDE)
+        tl.store(to + number * SIDE * CHANNELS + at, y)
+        apart = y.to(tl.float32) - one[None, :]
+        total += apart
+        squares += apart * apart
+
+    count = (tl.minimum(first + lines, SIDE * SIDE) - first).to(tl.float32) * SIDE
+    mean = tl.sum(total, 0) / count
+    place = partial + (window * tl.num_programs(0) + tl.program_id(0)) * 2 * CHANNELS + channel
+    tl.store(place, one + mean)
+    tl.store(place + CHANNELS, tl.sum(squares, 0) - count * mean * mean)
 
 
 @triton.jit(do_not_specialize=["chunks", "chunk"])  # type: ignore[untyped-decorator]  # triton has no types
@@ -180,6 +231,15 @@ def _upsample(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own lan
     tl.store(out + to, y, mask=inside)
 
 
+class Moments(NamedTuple):
+    """Of each window and channel, chunk by chunk."""
+
+    partial: Tensor
+    """fp32 [windows, chunks, 2, channels]: the mean, and the sum of squares about it."""
+    chunk: int
+    """Voxels; of the last chunk what is left."""
+
+
 class Kernels:
     """What 3D U-Net does between two convolutions, of volumes [windows, channels, depth, height, width].
 
@@ -197,22 +257,53 @@ class Kernels:
         self._writing = writing
         self._products = products
 
-    def norm_relu(self, x: Tensor, norm: nn.InstanceNorm3d, beside: Tensor | None = None) -> Tensor:
+    def entered(self, x: Tensor, taps: Tensor) -> tuple[Tensor, Moments]:
+        """A 3³ convolution of one channel, padded by 1, with channels last, and its moments.
+
+        Args:
+            x: contiguous [windows, 1, side, side, side]; the side is a power of 2.
+            taps: `taps_of_first` its weight.
+        """
+        windows, side, channels = len(x), x.shape[-1], taps.shape[1]
+        shape = (windows, channels, side, side, side)
+        out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+        lines = triton.cdiv(side * side, MOST_CHUNKS)
+        chunks = triton.cdiv(side * side, lines)
+        partial = x.new_empty(windows, chunks, 2, channels, dtype=torch.float32)
+        _enter[chunks, windows](
+            *(x, taps, out, partial, lines), **{"SIDE": side, "CHANNELS": channels}, num_warps=ENTERING
+        )
+        return out, Moments(partial, lines * side)
+
+    @staticmethod
+    def taps_of_first(weight: Tensor) -> Tensor:
+        """What `entered` takes of a weight [channels, 1, 3, 3, 3]: [32, channels], the last five zeros."""
+        return functional.pad(weight.flatten(1), (0, 32 - 27)).t().contiguous()
+
+    def norm_relu(
+        self,
+        x: Tensor,
+        norm: nn.InstanceNorm3d,
+        beside: Tensor | None = None,
+        moments: Moments | None = None,
+    ) -> Tensor:
         """``relu(norm(x))`` in x's own place.
 
         Args:
             x: fewer than 2³¹ numbers a window.
             norm: affine.
             beside: of x's shape, some channels of a tensor with channels last: is filled with the same.
+            moments: x's, where they are known.
         """
         x = last(x)
         windows, channels, *sides = x.shape
         voxels = prod(sides)
+        factors = self._factors(moments or self.moments(x), voxels, norm)
         elements, warps = self._writing
         tile = _tile(elements, channels)
         blocks = (triton.cdiv(voxels, tile["VOXELS"]), channels // tile["CHANNELS"], windows)
         width = channels if beside is None else beside.stride(-1)
-        _write[blocks](*(x, self.factors(x, norm), beside, voxels, channels, width), **tile, num_warps=warps)
+        _write[blocks](*(x, factors, beside, voxels, channels, width), **tile, num_warps=warps)
         return x
 
     def upsampled(self, x: Tensor, taps: Tensor, bias: Tensor, to: Tensor) -> None:
@@ -250,17 +341,18 @@ class Kernels:
         windows, channels, *sides = x.shape
         voxels = prod(sides)
         elements, warps = self._writing
+        factors = self._factors(self.moments(x), voxels, norm)
         out = x.new_empty(windows, conv.out_channels, *sides)
         each = elements // channels
         _classify[triton.cdiv(voxels, each), windows](
-            *(x, self.factors(x, norm), conv.weight.flatten(1).contiguous(), conv.bias, out, voxels),
+            *(x, factors, conv.weight.flatten(1).contiguous(), conv.bias, out, voxels),
             **{"VOXELS": each, "CHANNELS": channels, "CLASSES": conv.out_channels},
             num_warps=warps,
         )
         return out
 
-    def factors(self, x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
-        """What the norm multiplies a window's channels by, and what it adds: fp32 [windows, 2, channels]."""
+    def moments(self, x: Tensor) -> Moments:
+        """Of x with channels last."""
         windows, channels, *sides = x.shape
         voxels = prod(sides)
         elements, warps = self._moments
@@ -271,9 +363,15 @@ class Kernels:
         _moments[chunks, channels // tile["CHANNELS"], windows](
             *(x, partial, voxels, channels, chunk), **tile, num_warps=warps
         )
-        factors = x.new_empty(windows, 2, channels, dtype=torch.float32)
+        return Moments(partial, chunk)
+
+    def _factors(self, moments: Moments, voxels: int, norm: nn.InstanceNorm3d) -> Tensor:
+        """What the norm multiplies a window's channels by, and what it adds: fp32 [windows, 2, channels]."""
+        windows, chunks, _, channels = moments.partial.shape
+        factors = moments.partial.new_empty(windows, 2, channels)
         _combine[triton.cdiv(channels, TOGETHER), windows](
-            *(partial, norm.weight, norm.bias, factors, voxels, channels, chunks, chunk, norm.eps),
+            *(moments.partial, norm.weight, norm.bias, factors, voxels, channels, chunks, moments.chunk),
+            norm.eps,
             **{"CHUNKS": MOST_CHUNKS, "CHANNELS": TOGETHER},
         )
         return factors

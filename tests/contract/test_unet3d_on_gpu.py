@@ -18,7 +18,7 @@ from workloads.unet3d_network import CLASSES, FILTERS
 
 pytestmark = pytest.mark.gpu
 OPTIONS = WorkloadOptions(
-    size="small", device="cuda", precision="fp16", batch_size=1, seed=3, threads=4, memory_mib=8192
+    size="small", device="cuda", precision="fp16", batch_size=1, seed=3, threads=4, memory_mib=40_960
 )
 LEVELS = [
     (channels, WINDOW[size] >> level)
@@ -26,6 +26,7 @@ LEVELS = [
     for level, channels in enumerate((*FILTERS[size], FILTERS[size][-1]))
 ]
 """Channels and side of all that is normed; the last of each is the bottleneck."""
+TOPS = [(FILTERS[size][0], WINDOW[size]) for size in FILTERS]
 TOLERANCE = {torch.float16: {"rtol": 2e-3, "atol": 2e-3}, torch.bfloat16: {"rtol": 2e-2, "atol": 2e-2}}
 
 
@@ -68,7 +69,25 @@ def test_volumes_are_normed_as_torch_does(dtype: torch.dtype, channels: int, sid
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("channels", "side"), [(FILTERS[size][0], WINDOW[size]) for size in FILTERS])
+@pytest.mark.parametrize(("channels", "side"), TOPS)
+@torch.inference_mode()
+def test_crops_are_convolved_and_normed_as_torch_does(dtype: torch.dtype, channels: int, side: int):
+    found = kernels()
+    assert found is not None
+    torch.manual_seed(0)
+    x, norm = torch.randn(3, 1, side, side, side, device="cuda", dtype=dtype), norm_of(channels, dtype)
+    conv = nn.Conv3d(1, channels, 3, padding=1, bias=False, device="cuda", dtype=dtype)
+    with without_tf32():
+        exact = functional.conv3d(x.float(), conv.weight.float(), padding=1)
+
+    y, moments = found.entered(x, found.taps_of_first(conv.weight))
+    torch.testing.assert_close(y.float(), exact, **TOLERANCE[dtype])
+    exact = by_torch(y, norm)
+    torch.testing.assert_close(found.norm_relu(y, norm, moments=moments).float(), exact, **TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("channels", "side"), TOPS)
 @torch.inference_mode()
 def test_volumes_are_classified_as_torch_does(dtype: torch.dtype, channels: int, side: int):
     found = kernels()
@@ -128,7 +147,7 @@ def test_windows_beyond_32_bits_of_offset_are_normed():
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_windows_in_16_bits_are_segmented_as_eagerly_and_in_fp32(precision: Precision):
-    """Groups of windows that do not fill the graph's batch among them."""
+    """Eight windows at a time, and groups of those left over."""
 
     def answers(engine: EngineName) -> list[np.ndarray]:
         workload = Unet3d("3d-unet", replace(OPTIONS, engine=engine, precision=precision))

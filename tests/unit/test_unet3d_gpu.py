@@ -9,7 +9,6 @@ import torch
 import triton
 from torch import Tensor, nn
 
-from workloads.unet3d import build
 from workloads.unet3d_gpu import ChannelsLast
 from workloads.unet3d_network import Network
 
@@ -60,10 +59,10 @@ def by_torch(x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
     return nn.functional.instance_norm(x.double(), weight=weight, bias=bias, eps=norm.eps).relu().float()
 
 
-def network_of(seed: int) -> Network:
-    """``small``, with norms that scale and shift."""
-    torch.manual_seed(seed)
-    network = build("small")
+def network_of(*filters: int) -> Network:
+    """With norms that scale and shift."""
+    torch.manual_seed(len(filters))
+    network = Network(filters).eval()
     for module in network.modules():
         if isinstance(module, nn.InstanceNorm3d):
             nn.init.normal_(module.weight, 1, 0.3)
@@ -111,6 +110,24 @@ def test_16_bits_are_rounded_once(kernels: ModuleType):
 
     assert found.dtype is torch.float16
     torch.testing.assert_close(found.float(), exact, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("side", "most_chunks"), [(2, 512), (8, 16)])
+def test_the_first_volume_is_convolved_and_its_moments_are_told(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch, side: int, most_chunks: int
+):
+    """Chunks of one line, and of four."""
+    monkeypatch.setattr(kernels, "MOST_CHUNKS", most_chunks)
+    x, conv, norm = drawn(2, 1, side, side, side), nn.Conv3d(1, 8, 3, padding=1, bias=False), norm_of(8)
+    x = x.contiguous()
+    own = kernels.Kernels()
+    with torch.inference_mode():
+        exact = conv(x)
+        found, moments = own.entered(x, own.taps_of_first(conv.weight))
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-5)
+        normed = own.norm_relu(found, norm, moments=moments)
+
+    torch.testing.assert_close(normed, by_torch(exact, norm), rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_no_number_stays_none(kernels: ModuleType):
@@ -165,7 +182,7 @@ def test_volumes_are_upsampled_beside_others(kernels: ModuleType, shape: tuple[i
 
 
 def test_the_network_segments_as_the_plain_one(kernels: ModuleType):
-    network, x = network_of(5), drawn(2, 1, 32, 32, 32)
+    network, x = network_of(8, 16), drawn(2, 1, 8, 8, 8).contiguous()
     names = list(network.state_dict())
     with torch.inference_mode():
         exact = network(x)
