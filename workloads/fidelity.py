@@ -42,8 +42,8 @@ class Fidelity:
     """How near the answers are to the reference's."""
 
     metric: str
-    """``top-1 agreement``, ``box F1``, ``span F1``, ``rank AUC``, ``mean DICE``, ``1-CER``, ``equal answers``
-    or ``closeness``."""
+    """``top-1 agreement``, ``box F1``, ``span F1``, ``rank AUC``, ``mean DICE``, ``symbol agreement``,
+    ``token agreement``, ``equal answers`` or ``closeness``."""
     value: float
     """In %, so that it is held against 99 % and 99.9 %."""
     samples: int
@@ -234,28 +234,65 @@ def mean_dice(pairs: Iterable[Pair]) -> Fidelity:
     )
 
 
-def symbol_accuracy(pairs: Iterable[Pair]) -> Fidelity:
-    """1 less the edits of the symbols over the reference's symbols; below 0 with more edits than symbols.
+class Choices:
+    """Symbols of texts that are equal, of those that were chosen after the same text.
 
-    Symbols, not words: they are what the network decides on, and random weights write no words. An answer is
-    int64 symbols of librispeech.VOCABULARY.
+    Where each symbol follows from those before it, one that differs gives what comes after it another beginning: that
+    is not compared. A text that ends before the other differs there.
     """
-    edits = symbols = word_edits = words = samples = 0
+
+    def __init__(self) -> None:
+        self._equal = self._chosen = self._texts = 0
+        self.samples = 0
+
+    def add(self, given: npt.NDArray[Any], reference: Reference) -> None:
+        """One text, and the reference's."""
+        shared = min(len(given), len(reference))
+        differing = np.flatnonzero(given[:shared] != reference[:shared])
+        equal = int(differing[0]) if len(differing) else shared
+        same = equal == len(given) == len(reference)
+        self._equal += equal
+        self._chosen += equal + (not same)
+        self._texts += same
+        self.samples += 1
+
+    @property
+    def percent(self) -> float:
+        """That are equal; 0 where nothing was chosen."""
+        return 100 * self._equal / self._chosen if self._chosen else 0.0
+
+    def told(self, what: str) -> dict[str, float]:
+        """How many of ``what`` were chosen after the same text, how many are equal, and texts that wholly are."""
+        return {
+            what: float(self._chosen),
+            "equal": float(self._equal),
+            "equal_texts": float(self._texts),
+        }
+
+
+def symbol_agreement(pairs: Iterable[Pair]) -> Fidelity:
+    """`Choices` of symbols; beside it 1 less the edits over the reference's symbols (1-CER), and that of words.
+
+    An answer is int64 symbols of librispeech.VOCABULARY. With random weights, after a symbol that differs the texts go
+    on apart: some twelve edits each on average, which tell of the weights.
+    """
+    choices = Choices()
+    edits = symbols = word_edits = words = 0
     for number, (answer, reference) in enumerate(pairs):
         heard, said = spelled(answer, number), spelled(reference.tobytes(), number)
-        samples += 1
+        choices.add(np.frombuffer(answer, np.int64), reference)
         symbols, words = symbols + len(said), words + len(said.split())
         if heard != said:
             edits += word_errors(heard, said)
             word_edits += word_errors(heard.split(), said.split())
 
     return Fidelity(
-        metric="1-CER",
-        value=100 * (1 - edits / symbols) if symbols else 0.0,
-        samples=samples,
+        metric="symbol agreement",
+        value=choices.percent if symbols else 0.0,
+        samples=choices.samples,
         details={
-            "symbols": float(symbols),
-            "edits": float(edits),
+            **choices.told("symbols"),
+            "1-CER_percent": 100 * (1 - edits / symbols) if symbols else 0.0,
             "1-WER_percent": 100 * (1 - word_edits / words) if words else 0.0,
         },
     )

@@ -20,7 +20,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 from workloads import grouped_attention
 from workloads.answers import of_size
 from workloads.engine import chosen
-from workloads.fidelity import Fidelity, Pair
+from workloads.fidelity import Choices, Fidelity, Pair
 from workloads.llama_decoding import Decoding
 from workloads.pipeline import SORTED_BATCHES, FirstTokens
 from workloads.precision import compute_dtype, is_exact, to_device
@@ -149,29 +149,21 @@ def flops_per_sample(size: Size) -> int:
 
 
 def token_agreement(pairs: Iterable[Pair]) -> Fidelity:
-    """The share of equal tokens among those that were chosen after the same text.
-
-    Greedy texts that differ in one token go on differently: what comes after the first difference is not compared.
+    """`Choices` of tokens.
 
     Raises:
         WorkloadError: an answer has not the reference's size.
     """
-    equal = chosen = same = samples = 0
+    choices = Choices()
     for number, (answer, reference) in enumerate(pairs):
-        given = np.frombuffer(
-            of_size(answer, number, reference.nbytes, "the reference's tokens"), reference.dtype
-        )
-        differing = np.flatnonzero(given != reference.ravel())
-        equal += int(differing[0]) if len(differing) else reference.size
-        chosen += int(differing[0]) + 1 if len(differing) else reference.size
-        same += not len(differing)
-        samples += 1
+        of_size(answer, number, reference.nbytes, "the reference's tokens")
+        choices.add(np.frombuffer(answer, reference.dtype), reference.ravel())
 
     return Fidelity(
         metric="token agreement",
-        value=100 * equal / chosen if chosen else 0.0,
-        samples=samples,
-        details={"tokens": float(chosen), "equal": float(equal), "equal_texts": float(same)},
+        value=choices.percent,
+        samples=choices.samples,
+        details=choices.told("tokens"),
     )
 
 

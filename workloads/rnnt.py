@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from workloads import librispeech
 from workloads.engine import AtHand, chosen
-from workloads.fidelity import symbol_accuracy
+from workloads.fidelity import symbol_agreement
 from workloads.labelled import Labelled
 from workloads.pipeline import SORTED_BATCHES, Pending
 from workloads.precision import compute_dtype, to_device
@@ -86,7 +86,7 @@ def flops_per_sample(size: Size) -> int:
 class Rnnt:
     """Answers: one int64 array of symbols a sample."""
 
-    fidelity = staticmethod(symbol_accuracy)
+    fidelity = staticmethod(symbol_agreement)
 
     def __init__(self, name: str, options: WorkloadOptions) -> None:  # noqa: ARG002  the catalogue's
         self._dtype = compute_dtype(options)

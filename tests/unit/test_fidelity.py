@@ -5,6 +5,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from workloads import catalog, fidelity
 from workloads.fidelity import Compare, Fidelity
@@ -21,7 +23,7 @@ SEVEN: dict[str, Compare] = {
     "bert": fidelity.span_f1,
     "dlrm": fidelity.rank_auc,
     "resnet50": fidelity.top1_agreement,
-    "rnnt": fidelity.symbol_accuracy,
+    "rnnt": fidelity.symbol_agreement,
     "ssd-mobilenet": fidelity.box_f1,
     "ssd-resnet34": fidelity.box_f1,
 }
@@ -184,10 +186,28 @@ def test_dice_is_of_the_foreground_each_class_alike():
     assert found.details["voxel_agreement_percent"] == pytest.approx(100 * 5 / 6)
 
 
-def test_symbols_are_counted_one_by_one():
-    found = compared(fidelity.symbol_accuracy, [text("to be or knot")], [text("to be or not")])
-    assert found.value == pytest.approx(100 * (1 - 1 / 12))
-    assert found.details["1-WER_percent"] == 75.0
+def test_symbols_are_compared_up_to_the_first_that_differs_and_edits_told_beside():
+    found = compared(
+        fidelity.symbol_agreement, [text("to be or knot"), text("to")], [text("to be or not"), text("to")]
+    )
+    assert found.value == pytest.approx(100 * (9 + 2) / (10 + 2))
+    assert found.details["1-CER_percent"] == pytest.approx(100 * (1 - 1 / 14))
+    assert found.details["1-WER_percent"] == 80.0
+    assert (found.details["symbols"], found.details["equal_texts"]) == (12, 1)
+
+
+@given(same=st.text("ab", max_size=9), one=st.text("ab", max_size=9), other=st.text("ab", max_size=9))
+def test_a_text_agrees_as_far_as_it_is_the_references(same: str, one: str, other: str):
+    found = compared(fidelity.symbol_agreement, [text(same + one)], [text(same + other)])
+    turned = compared(fidelity.symbol_agreement, [text(same + other)], [text(same + one)])
+    alike = 0
+    while (same + one)[alike : alike + 1] == (same + other)[alike : alike + 1] != "":
+        alike += 1
+
+    if one == other:
+        assert found.value == (100.0 if same + one else 0.0)
+    elif same + one and same + other:
+        assert found.value == turned.value == pytest.approx(100 * alike / (alike + 1))
 
 
 # ---------------------------------------------------------------------- any other workload
