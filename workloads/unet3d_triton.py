@@ -18,8 +18,8 @@ from torch.nn import functional
 MOST_CHANNELS = 64
 """Of a tile: 128 bytes of a voxel, a line of the cache."""
 MOMENTS, WRITING = (2048, 2), (2048, 4)
-"""Numbers of a tile and its warps: of the pass that reads, and of the one that reads and writes. An H200 reads 8 windows of
-128³ × 32 at 4.2 TB/s so, and reads and writes them at 4.2; the slowest of six choices read at 3.2."""
+"""Numbers of a tile and its warps: of the pass that reads, and of the one that reads and writes. An H200 reads 8
+windows of 128³ × 32 at 4.2 TB/s so, and reads and writes them at 4.2; by the slowest of six choices it read at 3.2."""
 PRODUCTS = (128, 64, 8)
 """Rows and columns of a tile of a product, and its warps."""
 ENTERING = 4
