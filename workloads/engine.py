@@ -150,7 +150,8 @@ class Graphs:
 
     def _capture(self, bucket: int) -> tuple[torch.cuda.CUDAGraph, Any]:
         current = torch.cuda.current_stream()
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        # Torch's graphs keep the priority that their kernels were captured with.
+        aside = torch.cuda.Stream(priority=current.priority)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         aside.wait_stream(current)
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):

@@ -238,7 +238,7 @@ class Choices:
     """Symbols of texts that are equal, of those that were chosen after the same text.
 
     Where each symbol follows from those before it, one that differs gives what comes after it another beginning: that
-    is not compared. A text that ends before the other differs there.
+    is not compared. Where a text merely ends before the other, all that it lacks differs.
     """
 
     def __init__(self) -> None:
@@ -250,10 +250,9 @@ class Choices:
         shared = min(len(given), len(reference))
         differing = np.flatnonzero(given[:shared] != reference[:shared])
         equal = int(differing[0]) if len(differing) else shared
-        same = equal == len(given) == len(reference)
         self._equal += equal
-        self._chosen += equal + (not same)
-        self._texts += same
+        self._chosen += equal + 1 if equal < shared else max(len(given), len(reference))
+        self._texts += equal == len(given) == len(reference)
         self.samples += 1
 
     @property

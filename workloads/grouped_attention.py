@@ -15,14 +15,11 @@ from transformers import AttentionInterface
 NAME = "grouped"
 """``attn_implementation`` of a configuration that uses it."""
 
-WITHOUT_PLANS = [
-    SDPBackend.FLASH_ATTENTION,
-    SDPBackend.CUDNN_ATTENTION,
-    SDPBackend.EFFICIENT_ATTENTION,
-    SDPBackend.MATH,
-]
+WITHOUT_PLANS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """For prefills, which come in many lengths: cuDNN, torch's first choice on Hopper, plans anew for each, some 35 ms on
-an H200, in the midst of a test."""
+an H200, in the midst of a test. Steps are of one shape, and torch's own choice. (An order of preference, which
+sdpa_kernel takes too, would stay: torch 2.11 makes up its own on first use, and would have been given another back by
+then.)"""
 
 
 def attend(
@@ -48,7 +45,7 @@ def attend(
         if not in_kernel:
             key, value = (each.repeat_interleave(query.shape[1] // groups, dim=1) for each in (key, value))
 
-        with sdpa_kernel(WITHOUT_PLANS, set_priority=True):
+        with sdpa_kernel(WITHOUT_PLANS):
             mixed = scaled_dot_product_attention(
                 query, key, value, is_causal=True, scale=scaling, enable_gqa=in_kernel
             )

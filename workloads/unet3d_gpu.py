@@ -5,7 +5,7 @@ and back. What the way down leaves for the way up is written where the way up re
 that nothing is joined. A first convolution of one channel, and a last one of three, are no shapes for cuDNN's kernels.
 """
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -67,21 +67,21 @@ class ChannelsLast:
 
 def on_gpu(network: Network) -> ChannelsLast | None:
     """The network, in 16 bits on the GPU, by our kernels; None where Triton, or the C compiler it needs, is missing."""
-    found = kernels()
+    found = kernels(next(network.parameters()).dtype)
     return None if found is None else ChannelsLast(network, found)
 
 
 @cache
-def kernels() -> "Kernels | None":
+def kernels(dtype: torch.dtype) -> "Kernels | None":
     """Our kernels, compiled; None where that cannot be done here."""
-    return at_hand(_tried)
+    return at_hand(partial(_tried, dtype))
 
 
-def _tried() -> "Kernels":
+def _tried(dtype: torch.dtype) -> "Kernels":
     from workloads.unet3d_triton import Kernels
 
     found = Kernels()
-    made_so: dict[str, Any] = {"device": "cuda", "dtype": torch.float16}
+    made_so: dict[str, Any] = {"device": "cuda", "dtype": dtype}
     norm, conv = nn.InstanceNorm3d(32, affine=True, **made_so), nn.Conv3d(32, 3, kernel_size=1, **made_so)
     x, taps = torch.zeros(1, 32, 8, 8, 8, **made_so), torch.zeros(32, 32, 2, 2, 2, **made_so)
     weight = torch.zeros(32, 1, 3, 3, 3, **made_so)

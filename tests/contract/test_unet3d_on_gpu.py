@@ -55,7 +55,7 @@ def by_torch(x: Tensor, norm: nn.InstanceNorm3d) -> Tensor:
 @torch.inference_mode()
 def test_volumes_are_normed_as_torch_does(dtype: torch.dtype, channels: int, side: int):
     """Bit for bit the same again."""
-    found = kernels()
+    found = kernels(dtype)
     assert found is not None
     torch.manual_seed(0)
     x, norm = drawn(3, channels, side, side, side, dtype=dtype), norm_of(channels, dtype)
@@ -72,7 +72,7 @@ def test_volumes_are_normed_as_torch_does(dtype: torch.dtype, channels: int, sid
 @pytest.mark.parametrize(("channels", "side"), TOPS)
 @torch.inference_mode()
 def test_crops_are_convolved_and_normed_as_torch_does(dtype: torch.dtype, channels: int, side: int):
-    found = kernels()
+    found = kernels(dtype)
     assert found is not None
     torch.manual_seed(0)
     x, norm = torch.randn(3, 1, side, side, side, device="cuda", dtype=dtype), norm_of(channels, dtype)
@@ -90,7 +90,7 @@ def test_crops_are_convolved_and_normed_as_torch_does(dtype: torch.dtype, channe
 @pytest.mark.parametrize(("channels", "side"), TOPS)
 @torch.inference_mode()
 def test_volumes_are_classified_as_torch_does(dtype: torch.dtype, channels: int, side: int):
-    found = kernels()
+    found = kernels(dtype)
     assert found is not None
     torch.manual_seed(0)
     x, norm = drawn(3, channels, side, side, side, dtype=dtype), norm_of(channels, dtype)
@@ -111,7 +111,7 @@ def test_volumes_are_classified_as_torch_does(dtype: torch.dtype, channels: int,
 def test_volumes_are_upsampled_as_torch_does(
     dtype: torch.dtype, level: tuple[int, int], above: tuple[int, int]
 ):
-    found = kernels()
+    found = kernels(dtype)
     assert found is not None
     torch.manual_seed(0)
     (inputs, side), (outputs, _) = level, above
@@ -134,7 +134,7 @@ def test_windows_beyond_32_bits_of_offset_are_normed():
     if torch.cuda.mem_get_info()[0] < 20 * 2**30:
         pytest.skip("14 GB")
 
-    found = kernels()
+    found = kernels(torch.float16)
     assert found is not None
     x, norm = drawn(windows, channels, side, side, side), norm_of(channels)
     exact = by_torch(x[-1:], norm)

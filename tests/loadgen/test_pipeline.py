@@ -99,6 +99,23 @@ def test_server_begins_a_batch_beside_when_it_is_half_full(device: Device):
     assert device.most_in_flight == 2
 
 
+@pytest.mark.parametrize(("queries", "most"), [(24, 3), (20, 2)])
+def test_server_begins_a_third_batch_only_when_it_is_full(device: Device, queries: int, most: int):
+    completed: list[tuple[int, int]] = []
+    batches = Batches(device.predict, completing(completed), 8, Told(), begin=device.begin, depth=3)
+    with ThreadPoolExecutor(1) as compute:
+        sut = QueueSut(batches, 0, unguarded, compute)
+        for number in range(queries):
+            sut.issue([100 + number], [number])
+
+        with sut:
+            pass
+
+    assert [len(batch) for batch in device.batches] == [8, 8, queries - 16]
+    assert completed == [(100 + number, number) for number in range(queries)]
+    assert device.most_in_flight == most
+
+
 def test_where_half_a_batch_takes_as_long_it_waits_to_be_full(device: Device):
     completed: list[tuple[int, int]] = []
     batches = Batches(device.predict, completing(completed), 8, Told(), begin=device.begin, depth=2)
