@@ -1,6 +1,6 @@
 """DLRM's network in shapes for tensor cores computes what the plain one does, its kernel too (interpreted)."""
 
-import importlib.util
+from collections.abc import Iterator
 from functools import partial
 from types import ModuleType
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.interpreted import interpreted
 from workloads.dlrm import ROWS, WIDTH, Dlrm, SyntheticPairs
 from workloads.dlrm_gpu import FastNetwork, Interact, bring, interact
 from workloads.protocol import WorkloadOptions
@@ -28,17 +29,10 @@ def dlrm() -> Dlrm:
 
 
 @pytest.fixture(scope="module")
-def kernel() -> ModuleType:
+def kernel() -> Iterator[ModuleType]:
     """A copy of dlrm_triton whose kernel Triton interprets, on the CPU."""
-    spec = importlib.util.find_spec("workloads.dlrm_triton")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        spec.loader.exec_module(module)
-
-    return module
+    with interpreted("workloads.dlrm_triton") as module:
+        yield module
 
 
 def drawn(pairs: int, rows: int) -> tuple[Tensor, Tensor, Tensor]:

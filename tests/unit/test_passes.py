@@ -1,15 +1,14 @@
 """The passes between products: the GPU's kernels, interpreted by Triton, do what plain torch does."""
 
-import importlib.util
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-import triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.interpreted import interpreted
 from workloads.bert import build
 from workloads.bert_packed import PackedNetwork
 from workloads.passes import LARGEST, PLAIN, Form, Norm, Passes, Product, Rows
@@ -23,18 +22,7 @@ SHAPES = [(1, 64), (3, 96), (5, 1024)]
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[Made]:
     """The class of the kernels in a copy of passes_triton that Triton interprets, on the CPU."""
-    spec = importlib.util.find_spec("workloads.passes_triton")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        for name in ("sum", "max"):  # Triton's own; compiled ones, where Triton was imported before
-            function = getattr(triton.language, name)
-            if isinstance(function, triton.JITFunction):
-                patch.setattr(triton.language, name, triton.jit(function.fn))
-
-        spec.loader.exec_module(module)
+    with interpreted("workloads.passes_triton") as module:
         yield module.Kernels
 
 

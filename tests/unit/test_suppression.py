@@ -1,6 +1,6 @@
 """Suppression of groups at once keeps what torchvision keeps, by its own code and by the GPU's kernel."""
 
-import importlib.util
+from collections.abc import Iterator
 from itertools import accumulate
 
 import pytest
@@ -8,26 +8,20 @@ import torch
 from torch import Tensor
 from torchvision.ops import batched_nms
 
+from tests.interpreted import interpreted
 from workloads.suppression import Suppress, by_torchvision
 
 
 @pytest.fixture(scope="module", params=["torchvision", "kernel"])
-def suppress(request: pytest.FixtureRequest) -> Suppress:
+def suppress(request: pytest.FixtureRequest) -> Iterator[Suppress]:
     """Each way; the kernel as Triton interprets it, on the CPU, with tiles of 32 boxes."""
     if request.param == "torchvision":
-        return by_torchvision
+        yield by_torchvision
+        return
 
-    spec = importlib.util.find_spec("workloads.suppression_triton")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        spec.loader.exec_module(module)
-
-    module.TILE = 32
-    kernel: Suppress = module.suppress
-    return kernel
+    with interpreted("workloads.suppression_triton") as module:
+        module.TILE = 32
+        yield module.suppress
 
 
 def some_boxes(count: int) -> Tensor:

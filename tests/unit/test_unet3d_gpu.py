@@ -1,14 +1,13 @@
 """3D U-Net with channels last computes what the plain network does; its kernels as Triton interprets them."""
 
-import importlib.util
 from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
-import triton
 from torch import Tensor, nn
 
+from tests.interpreted import interpreted
 from workloads.unet3d_gpu import ChannelsLast
 from workloads.unet3d_network import Network
 
@@ -16,16 +15,7 @@ from workloads.unet3d_network import Network
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[ModuleType]:
     """A copy of unet3d_triton whose kernels Triton interprets, on the CPU."""
-    spec = importlib.util.find_spec("workloads.unet3d_triton")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        if isinstance(triton.language.sum, triton.JITFunction):  # compiled, where Triton was imported before
-            patch.setattr(triton.language, "sum", triton.jit(triton.language.sum.fn))
-
-        spec.loader.exec_module(module)
+    with interpreted("workloads.unet3d_triton") as module:
         yield module
 
 
