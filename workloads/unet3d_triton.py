@@ -32,6 +32,22 @@ TOGETHER = 8
 """Channels of a program that puts chunks together."""
 
 
+@triton.jit
+def _tell(total, squares, one, count, place, channels):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  its own language
+    """Write moments: of sums of what differs from ``one``, whose squares lose no digits to a mean far from zero."""
+    mean = tl.sum(total, 0) / count
+    tl.store(place, one + mean)
+    tl.store(place + channels, tl.sum(squares, 0) - count * mean * mean)
+
+
+@triton.jit
+def _normed(x, factors, channels, inside):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202  its own language
+    scale = tl.load(factors)
+    shift = tl.load(factors + channels)
+    y = tl.load(x, mask=inside[:, None], other=0).to(tl.float32) * scale[None, :] + shift[None, :]
+    return tl.where(y < 0, 0.0, y)  # what is no number stays none
+
+
 @triton.jit(do_not_specialize=["chunk"])  # type: ignore[untyped-decorator]  # triton has no types
 def _moments(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own language
     x,  # noqa: ANN001  likewise
@@ -42,7 +58,7 @@ def _moments(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own lang
     VOXELS: tl.constexpr,
     CHANNELS: tl.constexpr,
 ):
-    # Sums are of what differs from the chunk's first voxel: its squares lose no digits to a mean far from zero.
+    # About the chunk's first voxel.
     window = tl.program_id(2).to(tl.int64)
     first = tl.program_id(0) * chunk
     end = tl.minimum(first + chunk, voxels)
@@ -59,11 +75,8 @@ def _moments(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own lang
         total += apart
         squares += apart * apart
 
-    count = (end - first).to(tl.float32)
-    mean = tl.sum(total, 0) / count
-    to = partial + (window * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + channel
-    tl.store(to, one + mean)
-    tl.store(to + channels, tl.sum(squares, 0) - count * mean * mean)
+    place = partial + (window * tl.num_programs(0) + tl.program_id(0)) * 2 * channels + channel
+    _tell(total, squares, one, (end - first).to(tl.float32), place, channels)
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -106,10 +119,8 @@ def _enter(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own langua
         squares += apart * apart
 
     count = (tl.minimum(first + lines, SIDE * SIDE) - first).to(tl.float32) * SIDE
-    mean = tl.sum(total, 0) / count
     place = partial + (window * tl.num_programs(0) + tl.program_id(0)) * 2 * CHANNELS + channel
-    tl.store(place, one + mean)
-    tl.store(place + CHANNELS, tl.sum(squares, 0) - count * mean * mean)
+    _tell(total, squares, one, count, place, CHANNELS)
 
 
 @triton.jit(do_not_specialize=["chunks", "chunk"])  # type: ignore[untyped-decorator]  # triton has no types
@@ -160,16 +171,13 @@ def _write(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own langua
     window = tl.program_id(2).to(tl.int64)
     voxel = tl.program_id(0) * VOXELS + tl.arange(0, VOXELS)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    inside = (voxel < voxels)[:, None]
+    inside = voxel < voxels
     here = x + window * voxels * channels + (voxel * channels)[:, None] + channel[None, :]
-    scale = tl.load(factors + window * 2 * channels + channel)
-    shift = tl.load(factors + window * 2 * channels + channels + channel)
-    y = tl.load(here, mask=inside, other=0).to(tl.float32) * scale[None, :] + shift[None, :]
-    y = tl.where(y < 0, 0.0, y).to(x.dtype.element_ty)  # what is no number stays none
-    tl.store(here, y, mask=inside)
+    y = _normed(here, factors + window * 2 * channels + channel, channels, inside).to(x.dtype.element_ty)
+    tl.store(here, y, mask=inside[:, None])
     if beside is not None:
         there = beside + window * voxels * width + (voxel * width)[:, None] + channel[None, :]
-        tl.store(there, y, mask=inside)
+        tl.store(there, y, mask=inside[:, None])
 
 
 @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
@@ -188,10 +196,7 @@ def _classify(  # type: ignore[no-untyped-def]  # noqa: ANN202  triton's own lan
     voxel, channel = tl.program_id(0) * VOXELS + tl.arange(0, VOXELS), tl.arange(0, CHANNELS)
     inside = voxel < voxels
     here = x + window * voxels * CHANNELS + (voxel * CHANNELS)[:, None] + channel[None, :]
-    scale = tl.load(factors + window * 2 * CHANNELS + channel)
-    shift = tl.load(factors + window * 2 * CHANNELS + CHANNELS + channel)
-    y = tl.load(here, mask=inside[:, None], other=0).to(tl.float32) * scale[None, :] + shift[None, :]
-    y = tl.where(y < 0, 0.0, y)
+    y = _normed(here, factors + window * 2 * CHANNELS + channel, CHANNELS, inside)
     for each in tl.static_range(CLASSES):
         weights = tl.load(weight + each * CHANNELS + channel).to(tl.float32)
         logit = tl.sum(y * weights[None, :], 1) + tl.load(bias + each).to(tl.float32)
