@@ -273,7 +273,7 @@ def symbol_agreement(pairs: Iterable[Pair]) -> Fidelity:
     """`Choices` of symbols; beside it 1 less the edits over the reference's symbols (1-CER), and that of words.
 
     An answer is int64 symbols of librispeech.VOCABULARY. With random weights, after a symbol that differs the texts go
-    on apart: some twelve edits each on average, which tell of the weights.
+    on apart, some twelve edits each (full size, 96 utterances, weights rounded to fp16), which tell of the weights.
     """
     choices = Choices()
     edits = symbols = word_edits = words = 0
@@ -287,7 +287,7 @@ def symbol_agreement(pairs: Iterable[Pair]) -> Fidelity:
 
     return Fidelity(
         metric="symbol agreement",
-        value=choices.percent if symbols else 0.0,
+        value=choices.percent,
         samples=choices.samples,
         details={
             **choices.told("symbols"),

@@ -136,14 +136,15 @@ class GraphDecoder:
         with torch.cuda.stream(self._stream), torch.inference_mode():
             self._decoding.begin(*batch.encoded)
 
-        for _ in range(self._surely_needed() - 1):
+        for _ in range(self._replays_at_once() - 1):
             self._run()
 
         for _ in range(AHEAD):
             self._replay()
 
-    def _surely_needed(self) -> int:
-        """Replays of the oldest to queue without looking; launched one by one they would cost more than they spare."""
+    def _replays_at_once(self) -> int:
+        """Replays of the oldest to queue before a word is asked for: about as many as it will take. Steps that are
+        launched one by one would keep the host for as long as it is to be spared."""
         if isinstance(self._engine, Eager):
             return 1
 
