@@ -116,7 +116,8 @@ def measure(
         calibration, notes = _calibrated(bench, settings, batch_size, lease)
         qps, tests = calibration.target_qps, 0
         while True:
-            asked, how_long = fit(settings, qps, psutil.virtual_memory().available)
+            available = psutil.virtual_memory().available
+            asked, how_long = fit(settings, qps, calibration.batch_size, available)
             batches = bench.batches(calibration.batch_size, progress, None if tests else on_issuing)
             tests += 1
             progress.test_started()

@@ -38,8 +38,11 @@ MEMORY_SHARE = 0.5
 """Of the memory available, what a test's queries may take."""
 
 
-def fit(settings: LoadgenSettings, qps: float, memory_bytes: int) -> tuple[LoadgenSettings, list[str]]:
-    """The settings of main's test: the rate, the queries early stopping needs, a size that fits in memory.
+def fit(
+    settings: LoadgenSettings, qps: float, batch_size: int, memory_bytes: int
+) -> tuple[LoadgenSettings, list[str]]:
+    """The settings of main's test: the rate, the queries early stopping needs, a size that fits in memory; of Offline
+    whole batches, since an odd last one may take as long as a whole one, or be of a size that is not captured yet.
 
     What a reader would not expect is said in the notes.
     """
@@ -64,15 +67,13 @@ def fit(settings: LoadgenSettings, qps: float, memory_bytes: int) -> tuple[Loadg
         )
         duration_s /= excess
 
-    return (
-        replace(
-            settings,
-            min_duration_ms=max(1, round(duration_s * 1e3)),
-            min_query_count=queries,
-            target_qps=qps,
-        ),
-        notes,
-    )
+    duration_ms = max(1, round(duration_s * 1e3))
+    if settings.scenario is Scenario.OFFLINE:
+        generated = max(queries, GENERATED_QUERIES[settings.scenario] * qps * duration_ms / 1e3)
+        queries = math.ceil(generated / batch_size) * batch_size
+
+    asked = replace(settings, min_duration_ms=duration_ms, min_query_count=queries, target_qps=qps)
+    return asked, notes
 
 
 def bounded(

@@ -283,24 +283,41 @@ def test_the_best_batch_leaves_half_the_limit_free() -> None:
 
 
 def test_main_has_the_queries_that_early_stopping_needs() -> None:
-    asked, notes = fit(SERVER, 1000.0, ENOUGH_MEMORY)
+    asked, notes = fit(SERVER, 1000.0, 16, ENOUGH_MEMORY)
     assert (asked.min_query_count, asked.min_duration_ms, asked.target_qps) == (2010, 10_000, 1000.0)
     assert notes == []
-    assert fit(replace(SERVER, min_query_count=5000), 1000.0, ENOUGH_MEMORY)[0].min_query_count == 5000
+    assert fit(replace(SERVER, min_query_count=5000), 1000.0, 16, ENOUGH_MEMORY)[0].min_query_count == 5000
     streams = replace(SERVER, scenario=Scenario.MULTI_STREAM)
-    assert fit(streams, 1000.0, ENOUGH_MEMORY)[0].min_query_count == 662
+    assert fit(streams, 1000.0, 16, ENOUGH_MEMORY)[0].min_query_count == 662
 
 
 def test_main_says_when_the_queries_take_long() -> None:
-    _asked, notes = fit(SERVER, 10.0, ENOUGH_MEMORY)
+    _asked, notes = fit(SERVER, 10.0, 16, ENOUGH_MEMORY)
     assert notes == ["at 10/s the 459 queries that are needed take about 46 s, not the 10 s asked for"]
 
 
 def test_main_is_cut_to_what_fits_in_memory() -> None:
-    asked, notes = fit(OFFLINE, 1e6, 2**30)
+    asked, notes = fit(OFFLINE, 1e6, 1, 2**30)
     assert asked.min_duration_ms < 10_000
     assert 1.1e6 * asked.min_duration_ms / 1e3 * 212 <= 2**29 * 1.001
     assert "take more memory than there is" in notes[0]
+
+
+@given(
+    qps=st.floats(1e-3, 1e7),
+    duration_ms=st.integers(1, 600_000),
+    least=st.integers(1, 30_000),
+    batch_size=st.integers(1, 2048),
+)
+def test_mains_offline_test_is_of_whole_batches(
+    qps: float, duration_ms: int, least: int, batch_size: int
+) -> None:
+    wanted = replace(OFFLINE, min_duration_ms=duration_ms, min_query_count=least)
+    asked, _notes = fit(wanted, qps, batch_size, ENOUGH_MEMORY)
+    assert asked.min_query_count % batch_size == 0
+    # LoadGen makes the larger of the count and 1.1 × rate × duration: the count, or batches are not whole.
+    generated = max(least, 1.1 * qps * asked.min_duration_ms / 1e3)
+    assert generated <= asked.min_query_count < generated + batch_size
 
 
 @pytest.mark.parametrize("samples_per_s", [0.05, 3.3, 900.0, 2.5e6])

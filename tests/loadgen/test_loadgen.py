@@ -117,6 +117,17 @@ def test_every_scenario_is_valid_by_itself(
     assert ended.measured["effective"]["performance_sample_count_override"] == 256
 
 
+@pytest.mark.parametrize("changed", [{}, {"target_qps": 333.0}, {"min_query_count": 100}])
+def test_an_offline_test_of_main_has_no_odd_last_batch(tmp_path: Path, changed: dict[str, Any]) -> None:
+    ended = run(tmp_path, "fixed", 7, settings("Offline", **changed))
+    assert samples_of(ended.log()) % 7 == 0
+    assert (
+        ended.measured["effective"]["min_query_count"]
+        == samples_of(ended.log())
+        == ended.mark.samples_completed
+    )
+
+
 def test_the_calibrated_rate_is_the_workloads(tmp_path: Path) -> None:
     ended = run(tmp_path, "fixed", 2, settings("Offline"), size="full")  # 10 ms a sample
     assert 100 < ended.measured["calibration"]["target_qps"] <= 125
