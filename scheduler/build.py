@@ -113,7 +113,8 @@ def _all_of(wanted: Sequence[Job], workers: Supervisor, told: Told) -> list[Outc
 def _outcome(job: Job, event: Ready | Failed | Exited) -> Outcome:
     match event:
         case Ready(_, _, facts):
-            return Outcome(job=job, engine=facts["engine"])
+            refusal = facts["engine"].get("refusal")
+            return Outcome(job=job, engine=facts["engine"], failure=f"not kept: {refusal}" if refusal else "")
         case Failed(_, _, kind, message):
             return Outcome(job=job, engine={}, failure=message, asked_wrongly=kind == "spec")
         case Exited(_, _, code):

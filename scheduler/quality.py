@@ -87,6 +87,15 @@ def findings(
             recommendation=_advice(planned, told),
         )
 
+    if told.kind == "fidelity" and told.samples > 1 and told.details.get("reference_labels") == 1:
+        yield Finding(
+            code="answers-alike",
+            severity="warning",
+            message=f"{planned.name}: the reference gives all {told.samples} samples the same label: agreement with "
+            "it tells little",
+            recommendation="see whether --weights are trained ones, and try more or other --data",
+        )
+
     if told.kind == "fidelity":
         yield Finding(
             code="judged-by-fidelity",

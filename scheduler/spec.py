@@ -26,6 +26,14 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 
+class Contradiction(ValueError):
+    """Options that do not go together."""
+
+    def __init__(self, message: str, *options: str) -> None:
+        super().__init__(message)
+        self.options = options
+
+
 def parse_duration(value: object) -> float:
     """Seconds from ``90s``, ``10m``, ``1.5h``, ``600000ms``.
 
@@ -399,21 +407,25 @@ class RunSpec(BaseModel):
         entry = catalog.entry(self.main)
         if self.main_scenario not in entry.scenarios:
             possible = ", ".join(entry.scenarios)
-            raise ValueError(f"{self.main} does not run under {self.main_scenario}; it runs under {possible}")
+            message = f"{self.main} does not run under {self.main_scenario}; it runs under {possible}"
+            raise Contradiction(message, "main", "main_scenario")
 
         if self.main_mode == "performance" and (self.accuracy_target != "auto" or self.fidelity_samples):
-            raise ValueError(
+            raise Contradiction(
                 "a performance run judges no answers: --accuracy-target and --fidelity-samples are for "
-                "--main-mode accuracy"
+                "--main-mode accuracy",
+                *("main_mode", "accuracy_target", "fidelity_samples"),
             )
 
         if self.main_mode == "accuracy" and entry.trains:
-            raise ValueError(f"{self.main} has no accuracy: its answers are losses, which fall as it learns")
+            message = f"{self.main} has no accuracy: its answers are losses, which fall as it learns"
+            raise Contradiction(message, "main", "main_mode")
 
         if self.main_mode == "accuracy" and self.main_duration is not None:
-            raise ValueError(
+            message = (
                 "an accuracy run takes each sample once, however long that is; leave --main-duration out"
             )
+            raise Contradiction(message, "main_mode", "main_duration")
 
         return self
 
@@ -432,18 +444,19 @@ def parse_run(asked: dict[str, Any], typed: Mapping[str, str] = MappingProxyType
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         message = str(first["msg"]).removeprefix("Value error, ")
+        cause = first.get("ctx", {}).get("error")
+        options = cause.options if isinstance(cause, Contradiction) else (str(first["loc"][0]),)
         raise SpecError(
-            asked=_as_asked(first["loc"], asked, typed),
+            asked=_as_asked(options, asked, typed),
             found=message,
             do="correct it; `hetero-mig --help` lists every option",
         ) from None
 
 
-def _as_asked(where: tuple[int | str, ...], asked: dict[str, Any], typed: Mapping[str, str]) -> str:
-    """The option at fault as it was given; that of a contradiction are main and its scenario."""
-    options = [str(where[0])] if where else ["main", "main_scenario"]
+def _as_asked(options: tuple[str, ...], asked: dict[str, Any], typed: Mapping[str, str]) -> str:
+    """The options at fault as they were given, those that were; all where none was."""
     words: list[str] = []
-    for option in options:
+    for option in [one for one in options if one in asked or one in typed] or options:
         if option in typed:
             words.append(typed[option])
             continue

@@ -182,6 +182,7 @@ def _load(task: Task, workload: Workload) -> tuple[dict[str, Any], Lease | None]
     asked = (workload, task.workload, task.code, task.shape, options, () if task.trains else sizes)
     engine = engine_build.load(*asked)
     facts = {"how": engine.how, "key": engine.key, "batch_sizes": engine.batch_sizes, "took_s": engine.took_s}
+    facts |= {"refusal": engine.refusal} if engine.refusal else {}
     return {"notes": [*workload.notes, engine.note], "engine": facts}, engine.lease
 
 

@@ -183,7 +183,8 @@ def told(found: Calibration, scenario: Scenario) -> list[str]:
             f"{rate} is that of the calibration of {found.earlier_utc}, confirmed in {found.took_s:.1f} s"
         ]
 
-    highest = ", a rate it can hold, not the highest" if scenario is Scenario.SERVER else ""
+    held = scenario is Scenario.SERVER and any(one.held for one in found.trials)
+    highest = ", a rate it can hold, not the highest" if held else ""
     return [f"{rate} was picked by a calibration of {found.took_s:.1f} s on the slice{highest}"]
 
 
@@ -394,5 +395,5 @@ def _what_it_says(last: Trial, limit_ns: int) -> list[str]:
 
     return [
         f"no rate tried holds the latency limit of {limit_ns / 1e6:g} ms with room: at {digits(last.asked_qps)} "
-        f"queries/s, the lowest, the latency is {last.latency_ns / 1e6:.3g} ms; the test runs at that rate"
+        f"queries/s, the lowest, the latency is {digits(last.latency_ns / 1e6)} ms; the test runs at that rate"
     ]

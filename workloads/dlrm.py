@@ -24,7 +24,7 @@ from workloads.labelled import Labelled
 from workloads.pipeline import Pending
 from workloads.precision import compute_dtype, to_device
 from workloads.protocol import Size, WorkloadError, WorkloadOptions
-from workloads.weights import load_weights, seeded, told_weights
+from workloads.weights import WrongShape, load_weights, seeded, told_weights
 
 DENSE, WIDTH = 13, 128
 ROWS = criteo.TABLE_ROWS
@@ -162,7 +162,7 @@ def sample_pairs(rng: np.random.Generator) -> npt.NDArray[np.int64]:
 def _load(network: Network, path: Path, cap: int, reason: str) -> None:
     try:
         load_weights(network, path)
-    except WorkloadError as error:
+    except WrongShape as error:
         if cap >= max(ROWS):
             raise
 

@@ -36,6 +36,8 @@ class Prepared:
     took_s: float
     """For loading, and for these."""
     note: str
+    refusal: str = ""
+    """Why it is not kept."""
     lease: Lease | None = None
     """To be held for as long as the workload is used."""
 
@@ -102,7 +104,7 @@ def load(
 
 def _not_kept(sizes: tuple[int, ...], took_s: float, refusal: NotKept) -> Prepared:
     note = f"engine cache: built in {took_s:.1f} s and not kept: {refusal}"
-    return Prepared(how="not kept", key="", batch_sizes=sizes, took_s=took_s, note=note)
+    return Prepared(how="not kept", key="", batch_sizes=sizes, took_s=took_s, note=note, refusal=str(refusal))
 
 
 def _kept(lease: Lease, cache: EngineCache, sizes: tuple[int, ...], took_s: float) -> Prepared:

@@ -388,8 +388,10 @@ def _write_json(path: Path, content: object) -> None:
 
 
 def _make(folder: Path) -> None:
-    """For this user alone: what is compiled there will be run."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """For this user alone, and what is above it too where that is missing: what is compiled there will be run."""
+    for each in (*reversed(folder.parents), folder):
+        if not each.exists():
+            each.mkdir(mode=0o700, exist_ok=True)
 
 
 def _remove(folder: Path) -> None:

@@ -85,13 +85,27 @@ def equal_answers(pairs: Iterable[Pair]) -> Fidelity:
 
 
 def top1_agreement(pairs: Iterable[Pair]) -> Fidelity:
-    """The share of pictures given the reference's label; an answer is one int64."""
-    found = equal_answers(pairs)  # of one number each
-    return Fidelity(metric="top-1 agreement", value=found.value, samples=found.samples, details=found.details)
+    """The share of pictures given the reference's label; an answer is one int64. ``reference_labels``: how many
+    labels the reference gives; where it is one, agreement tells little."""
+    labels: set[int] = set()
+
+    def noting() -> Iterable[Pair]:
+        for answer, reference in pairs:
+            labels.update(reference.ravel().tolist())
+            yield answer, reference
+
+    found = equal_answers(noting())  # of one number each
+    return Fidelity(
+        metric="top-1 agreement",
+        value=found.value,
+        samples=found.samples,
+        details={**found.details, "reference_labels": float(len(labels))},
+    )
 
 
 def close_values(pairs: Iterable[Pair]) -> Fidelity:
-    """100 % less the mean relative error of the samples; a sample with a value that is not finite counts 0.
+    """100 % less the mean relative error of the samples; a sample with a value that is not finite, its own or the
+    reference's, counts 0.
 
     A sample's error is the sum of its differences over the sum of the reference's magnitudes, at most 1.
     """
@@ -100,7 +114,7 @@ def close_values(pairs: Iterable[Pair]) -> Fidelity:
     for number, (answer, reference) in enumerate(pairs):
         given = _numbers(answer, reference, number)
         error = errors.add(given, reference)
-        shares.append(1 - min(1.0, error) if np.isfinite(given).all() else 0.0)
+        shares.append(1 - min(1.0, error) if _are_finite(given, reference) else 0.0)
 
     return Fidelity(
         metric="closeness",
@@ -144,7 +158,8 @@ def box_f1(pairs: Iterable[Pair]) -> Fidelity:
 
 
 def span_f1(pairs: Iterable[Pair]) -> Fidelity:
-    """F1 of the tokens of the likeliest span, as SQuAD's F1 is of its words; mean over the samples.
+    """F1 of the tokens of the likeliest span, as SQuAD's F1 is of its words; mean over the samples. A sample with a
+    value that is not finite, its own or the reference's, counts 0.
 
     An answer is float32 [sequence, 2]: start and end logits, padding below -9000.
     """
@@ -156,9 +171,10 @@ def span_f1(pairs: Iterable[Pair]) -> Fidelity:
         found, wanted = best_span(given), best_span(reference)
         common = min(found[1], wanted[1]) - max(found[0], wanted[0]) + 1
         lengths = found[1] - found[0] + wanted[1] - wanted[0] + 2
-        overlaps.append(2 * max(0, common) / lengths)
-        same += found == wanted
-        real = reference > NO_ANSWER
+        real = ~(reference <= NO_ANSWER)  # what is not a number is no padding
+        finite = _are_finite(given[real], reference[real])
+        overlaps.append(2 * max(0, common) / lengths if finite else 0.0)
+        same += finite and found == wanted
         errors.add(given[real], reference[real])
 
     return Fidelity(
@@ -307,10 +323,12 @@ class _Errors:
     def add(self, given: npt.NDArray[Any], reference: Reference) -> float:
         """The sample's error: the sum of its differences over the sum of the reference's magnitudes, where a
         value that is not finite stands for 0."""
-        finite = np.isfinite(given)
-        self._not_finite += int((~finite).sum())
-        wanted = reference.ravel().astype(np.float64)
-        apart = np.abs(np.where(finite, given, 0).ravel() - wanted)
+        known, wanted = (
+            np.nan_to_num(one.ravel().astype(np.float64), nan=0, posinf=0, neginf=0)
+            for one in (given, reference)
+        )
+        self._not_finite += int((~(np.isfinite(given.ravel()) & np.isfinite(reference.ravel()))).sum())
+        apart = np.abs(known - wanted)
         total, top = float(np.abs(wanted).sum()), float(np.abs(wanted).max(initial=0.0))
         error = float(apart.sum()) / total if total else float(apart.any())
         self._largest = max(self._largest, float(apart.max(initial=0.0)) / top if top else error)
@@ -335,6 +353,10 @@ def _numbers(answer: bytes, reference: Reference, number: int) -> npt.NDArray[An
         )
 
     return np.frombuffer(answer, dtype=reference.dtype)
+
+
+def _are_finite(given: npt.NDArray[Any], reference: Reference) -> bool:
+    return bool(np.isfinite(given).all() and np.isfinite(reference).all())
 
 
 def _percent(part: float, whole: float) -> float:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from workloads.engine import AtHand, HostCopies, compiled, engine_for
@@ -21,7 +20,7 @@ from workloads.precision import compute_dtype, is_exact
 from workloads.protocol import WorkloadError, WorkloadOptions
 from workloads.quantised import form_of, quantise, told
 from workloads.samples import SampleStore
-from workloads.weights import FOLDER_FILES, load_weights, seeded
+from workloads.weights import FOLDER_FILES, check_finite, load_weights, read_state_dict, seeded
 
 if TYPE_CHECKING:
     from workloads.protocol import Outputs
@@ -190,7 +189,6 @@ class HfModel:
             TypeError,
             AttributeError,
             ImportError,
-            SafetensorError,
         ) as error:
             raise WorkloadError(f"transformers cannot load {source}: {_first_line(error)}") from error
         except RuntimeError as error:
@@ -223,13 +221,28 @@ class HfModel:
 
     def _pretrained(self, source: Path) -> nn.Module:
         auto: Any = AUTO[self._config.task]
-        config = transformers.AutoConfig.from_pretrained(self._config.folder, local_files_only=True)
-        network, info = auto.from_pretrained(
-            source, config=self._with_padding(config), local_files_only=True, output_loading_info=True
+        config = self._with_padding(
+            transformers.AutoConfig.from_pretrained(self._config.folder, local_files_only=True)
         )
-        lacking = sorted(map(str, info["missing_keys"])) + sorted(
-            str(each) for each in info["mismatched_keys"]
+        tensors = read_state_dict(source)  # transformers' own reader names no file where one is damaged
+        check_finite(source, tensors)
+        # The bar's lock is a semaphore, which a worker's end would leave behind.
+        transformers.utils.logging.disable_progress_bar()
+        with torch.device("meta"):
+            made_of: Any = type(auto.from_config(config))
+
+        network, info = made_of.from_pretrained(
+            None,
+            config=config,
+            state_dict=tensors,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
+        lacking = sorted(map(str, info["missing_keys"]))
+        lacking += [
+            f"{key} is {list(found)}, the model has {list(wanted)}"
+            for key, found, wanted in sorted(info["mismatched_keys"])
+        ]
         if lacking:
             more = ", …" if len(lacking) > 3 else ""
             raise WorkloadError(

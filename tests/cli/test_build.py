@@ -70,3 +70,13 @@ def test_a_workload_that_cannot_be_made_ready_is_told_and_the_others_are_built()
     assert done.returncode == 3
     assert "FAILED" in done.stdout
     assert "minilm small fp32 compile ≤16 on cpu0: built" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_build_that_cannot_be_kept_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("HETERO_MIG_CACHE", str(tmp_path / "file"))
+    done = call("build", "--workloads", "minilm", "--engine", "compile", "--slices", "cpu:1")
+    assert done.returncode == 3
+    assert "FAILED: not kept: " in done.stdout
+    assert "cannot be written to (Not a directory)" in done.stdout

@@ -106,6 +106,7 @@ def test_server_says_that_no_rate_holds_the_limit() -> None:
     assert len(found.trials) == MOST_TRIALS
     assert found.target_qps == min(trial.asked_qps for trial in found.trials)
     assert "no rate tried holds the latency limit of 15 ms" in found.notes[0]
+    assert "can hold" not in told(found, Scenario.SERVER)[0]
 
 
 def test_a_given_rate_is_kept_and_not_tried() -> None:

@@ -188,6 +188,19 @@ def test_a_checkpoint_of_the_reference_holds_numpys_numbers_too(tmp_path: Path, 
     assert from_file.predict([0])[0].tobytes() != dlrm.predict([0])[0].tobytes()
 
 
+@pytest.mark.parametrize("wrong", ["cut short", "another network's"])
+def test_capped_tables_are_not_blamed_for_what_is_wrong_otherwise(tmp_path: Path, dlrm: Dlrm, wrong: str):
+    path = tmp_path / "weights.pt"
+    torch.save(dlrm._exact.state_dict() if wrong == "cut short" else {"conv1.weight": torch.zeros(1)}, path)
+    if wrong == "cut short":
+        path.write_bytes(path.read_bytes()[:-2000])
+
+    with pytest.raises(WorkloadError, match=r"weights\.pt") as caught:
+        loaded(replace(SMALL, weights=path))
+
+    assert "tables here are capped" not in str(caught.value)
+
+
 def test_weights_of_whole_tables_do_not_fit_capped_ones(tmp_path: Path, dlrm: Dlrm):
     path = tmp_path / "tb00_40M.pt"
     state = {key: value.clone() for key, value in dlrm._exact.state_dict().items()}

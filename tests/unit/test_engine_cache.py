@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -324,6 +325,19 @@ def test_a_cache_that_cannot_be_written_to_is_no_error(tmp_path: Path):
     assert (prepared.how, prepared.lease) == ("not kept", None)
     assert "not kept:" in prepared.note
     assert "cannot be written to (Not a directory)" in prepared.note
+
+
+def test_what_is_kept_is_its_users_alone_whatever_the_umask(tmp_path: Path):
+    former = os.umask(0)
+    try:
+        loaded(EngineCache(tmp_path / "cache" / "engines"), Matmul, 4)
+    finally:
+        os.umask(former)
+
+    root = tmp_path / "cache" / "engines"
+    made = [root.parent, root, *(path for path in root.iterdir() if path.is_dir())]
+    assert len(made) == 4  # the locks, and the entry
+    assert {stat.S_IMODE(path.stat().st_mode) for path in made} == {0o700}
 
 
 def test_a_disk_that_is_full_once_it_is_built_is_no_error(tmp_path: Path):

@@ -102,7 +102,11 @@ def test_a_workload_without_its_own_terms_is_compared_by_the_kind_of_its_numbers
 
 def test_labels_agree_or_do_not():
     found = compared(fidelity.top1_agreement, [np.int64([1]), np.int64([2])], [np.int64([1]), np.int64([9])])
-    assert (found.metric, found.value, found.details) == ("top-1 agreement", 50.0, {"wholly_equal": 1.0})
+    assert (found.metric, found.value, found.details) == (
+        "top-1 agreement",
+        50.0,
+        {"wholly_equal": 1.0, "reference_labels": 2.0},
+    )
 
 
 # ---------------------------------------------------------------------- boxes
@@ -148,6 +152,27 @@ def test_the_likeliest_span_by_trying_all():
         for end in range(start, min(50, start + fidelity.LONGEST_SPAN))
     }
     assert fidelity.best_span(logits) == max(tried, key=tried.__getitem__)
+
+
+@pytest.mark.parametrize("broken", [np.nan, np.inf])
+@pytest.mark.parametrize("in_reference", [False, True])
+def test_a_span_of_logits_that_are_not_finite_is_no_answer(broken: float, in_reference: bool):
+    whole, spoilt = span(3, 6), span(3, 6)
+    spoilt[4] = broken
+    answer, reference = (whole, spoilt) if in_reference else (spoilt, whole)
+    found = compared(fidelity.span_f1, [answer, whole], [reference, whole])
+    assert found.value == found.details["span_agreement_percent"] == 50.0
+    assert found.details["values_not_finite"] == 2.0
+    assert np.isfinite(list(found.details.values())).all()
+
+
+@pytest.mark.parametrize("name", ["bert", "dlrm", "close values"])
+def test_two_that_are_not_numbers_do_not_agree(name: str):
+    nothing = {"bert": np.full((50, 2), np.nan, np.float32)}.get(name, np.full(50, np.nan, np.float32))
+    compare = SEVEN.get(name, fidelity.close_values)
+    found = compared(compare, [nothing], [nothing])
+    assert found.value == 0.0
+    assert np.isfinite(list(found.details.values())).all()
 
 
 def test_padding_is_not_in_the_errors_of_logits():
@@ -244,3 +269,4 @@ def test_values_that_are_not_finite_are_no_answer(broken: float):
     assert found.value == 50.0
     assert found.details["values_not_finite"] == 1.0
     assert np.isfinite(found.details["max_relative_error"])
+    assert compared(fidelity.by_kind, [reference, reference], [answer, reference]).value == 50.0

@@ -1,12 +1,15 @@
 """``hf:FOLDER``: what its configuration decides, and the model on real, tiny transformers folders."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from workloads import catalog, own
 from workloads.hf_config import TASKS, read_config
@@ -190,24 +193,71 @@ def test_a_checkpoint_of_another_task_is_refused_by_its_keys(tmp_path: Path):
         loaded(tmp_path / "kept")
 
 
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def with_a_value_that_is_none(path: Path) -> None:
+    state = load_file(path)
+    state["bert.embeddings.LayerNorm.bias"][3] = torch.nan
+    save_file(state, path)
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
-        (lambda kept: (kept / "model.safetensors").write_bytes(b"\0" * 64), "cannot load"),
+        (lambda kept: cut_short(kept / "model.safetensors"), r"model\.safetensors .*is the copy complete"),
+        (
+            lambda kept: (
+                (kept / "model.safetensors").rename(kept / "other.safetensors")
+                and (kept / "model.safetensors.index.json").write_text(
+                    '{"weight_map": {"a": "gone.safetensors"}}'
+                )
+            ),
+            r"kept/gone\.safetensors: no such file",
+        ),
+        (
+            lambda kept: folder_of(kept, "BertForMaskedLM", BERT | {"hidden_size": 32}),
+            r"\[16\], the model has \[32\]",
+        ),
+        (
+            lambda kept: with_a_value_that_is_none(kept / "model.safetensors"),
+            r"kept have values that are not finite in 1 \(bert\.embeddings\.LayerNorm\.bias\)",
+        ),
         (
             lambda kept: (kept / "config.json").write_text(
                 '{"architectures": ["XForMaskedLM"], "vocab_size": 9}'
             ),
-            "cannot",
+            "cannot.*kept",
         ),
     ],
-    ids=["damaged weights", "unknown model type"],
+    ids=["cut short", "missing shard", "another shape", "not finite", "unknown model type"],
 )
-def test_what_transformers_cannot_load_names_the_folder(tmp_path: Path, spoil: Any, says: str):
+def test_a_folder_that_cannot_be_loaded_is_named_with_what_is_wrong(tmp_path: Path, spoil: Any, says: str):
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
     kept = folder_of(tmp_path / "kept", "BertForMaskedLM", BERT)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(kept)).save_pretrained(kept)
     spoil(kept)
-    with pytest.raises(WorkloadError, match=f"{says}.*kept"):
+    with pytest.raises(WorkloadError, match=says):
         loaded(kept)
+
+
+def test_loading_leaves_no_semaphore_behind(tmp_path: Path):
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    kept = folder_of(tmp_path / "kept", "BertForMaskedLM", BERT)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(kept)).save_pretrained(kept)
+    program = (
+        "import sys; from pathlib import Path; from multiprocessing import resource_tracker as tracker;"
+        "from tests.unit.test_hf import loaded;"
+        "tracker.register = lambda name, kind: sys.exit(f'{kind} {name} is left');"
+        "loaded(Path(sys.argv[1]))"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(kept)], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,18 @@ def test_fidelity_below_the_target_is_invalid_and_never_called_accuracy():
     assert not result.comparable_to_mlperf
 
 
+@pytest.mark.parametrize(
+    ("samples", "labels", "warned"), [(64, 1.0, True), (64, 2.0, False), (1, 1.0, False)]
+)
+def test_agreement_with_one_label_for_all_is_warned_of(samples: int, labels: float, warned: bool):
+    alike = FidelityFigure(
+        metric="top-1 agreement", value=100.0, samples=samples, details={"reference_labels": labels}
+    )
+    result = verdict(record(fidelity=alike), planned=FULL.model_copy(update={"weights": None}))
+    assert result.verdict == "VALID"
+    assert codes(result) == (["answers-alike"] if warned else []) + ["judged-by-fidelity"]
+
+
 def test_at_exactly_the_target_it_is_reached():
     assert verdict(record(fidelity=FIDELITY.model_copy(update={"value": 99.0}))).verdict == "VALID"
 

@@ -146,6 +146,21 @@ def test_main_runs_under_the_scenarios_of_the_catalogue_and_no_others(name: str)
             "--main dlrm --main-scenario single-stream",
             "it runs under Offline, Server",
         ),
+        (
+            {"main_duration": "9s", "accuracy_target": "99.9"},
+            "--accuracy-target 99.9",
+            "are for --main-mode accuracy",
+        ),
+        (
+            {"main_mode": "accuracy", "main_duration": "3s"},
+            "--main-mode accuracy --main-duration 3s",
+            "leave --main-duration out",
+        ),
+        (
+            {"main": "resnet50:train", "main_mode": "accuracy"},
+            "--main resnet50:train --main-mode accuracy",
+            "has no accuracy",
+        ),
         ({"wait": "3s"}, "--wait 3s", "not permitted"),
     ],
 )

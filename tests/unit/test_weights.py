@@ -121,6 +121,34 @@ def test_many_misfits_are_counted_not_listed(tmp_path: Path) -> None:
         load_weights(small_network(1), path)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+def test_values_that_are_not_finite_are_refused_by_key(
+    value: float, dtype: torch.dtype, tmp_path: Path
+) -> None:
+    state = {key: each.to(dtype) for key, each in small_network(1).state_dict().items()}
+    state["2.weight"][1, 1] = value
+    path = as_state_dict(state, tmp_path)
+    with pytest.raises(WorkloadError, match=r"not finite in 1 \(2\.weight\)") as caught:
+        load_weights(small_network(2), path)
+
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_large_values_whose_sum_overflows_are_finite(dtype: torch.dtype, tmp_path: Path) -> None:
+    state = small_network(1).state_dict()
+    state["2.weight"] = torch.full((2, 4), torch.finfo(dtype).max, dtype=dtype)
+    load_weights(small_network(2), as_state_dict(state, tmp_path))
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    state = small_network(1).state_dict()
+    state["2.bias"] = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(WorkloadError, match=r"no real numbers 1 \(2\.bias is int64\)"):
+        load_weights(small_network(2), as_state_dict(state, tmp_path))
+
+
 def test_a_misfit_changes_nothing(tmp_path: Path) -> None:
     module, state = small_network(2), small_network(1).state_dict()
     before = {key: tensor.clone() for key, tensor in module.state_dict().items()}
