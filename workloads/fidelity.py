@@ -200,7 +200,8 @@ def best_span(logits: Reference) -> tuple[int, int]:
 
 
 def rank_auc(pairs: Iterable[Pair]) -> Fidelity:
-    """The area under the ROC curve of the answers, where the reference's upper half is what is positive.
+    """The area under the ROC curve of the answers, where the reference's upper half is what is positive; one that is
+    not finite is ranked as wrong as can be.
 
     An answer is float32 probabilities, one for each of its user-item pairs.
     """
@@ -215,6 +216,7 @@ def rank_auc(pairs: Iterable[Pair]) -> Fidelity:
     rated = np.concatenate([np.empty(0, np.float32), *given])
     ranks = np.concatenate([np.empty(0, np.float32), *wanted])
     positive = ranks > np.median(ranks) if len(ranks) else np.empty(0, np.bool_)
+    rated = np.where(np.isfinite(rated), rated, np.where(positive, -np.inf, np.inf))
     told = 100 * area_under_curve(rated, positive) if positive.any() else 0.0
     return Fidelity(
         metric="rank AUC",

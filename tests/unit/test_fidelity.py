@@ -197,6 +197,16 @@ def test_ranks_matter_and_scale_does_not():
     )
 
 
+@pytest.mark.parametrize("half", [slice(50, 100), slice(0, 50)], ids=["positive", "negative"])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_ranked_wrong(half: slice, broken: float):
+    reference = np.linspace(0, 1, 100, dtype=np.float32)
+    answer = reference.copy()
+    answer[half] = broken
+    found = compared(fidelity.rank_auc, [answer], [reference])
+    assert (found.value, found.details["values_not_finite"]) == (0.0, 50.0)
+
+
 def test_one_probability_for_all_is_no_fidelity():
     reference = np.linspace(0.1, 0.9, 100, dtype=np.float32)
     assert compared(fidelity.rank_auc, [np.full_like(reference, 0.5)], [reference]).value == 50.0
