@@ -1,9 +1,13 @@
 """Engines prepared ahead of runs: each workload once for each kind of slice, as many at a time as there are slices."""
 
+import fcntl
+import os
+import shutil
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,8 @@ from scheduler.supervisor import Supervisor
 from scheduler.worker import Task
 from workloads import catalog
 
+FOLDERS = "hetero-mig-build-"
+"""What folders of jobs begin with, in the folder for temporary files."""
 NO_STALLS_S = 1e9
 """Nothing is issued here that could stall."""
 
@@ -80,10 +86,35 @@ def build(wanted: Sequence[Job], clock: Clock, told: Told) -> list[Outcome]:
     Raises:
         Stopped: a stop signal arrived; what was half built is nobody's, and removed later.
     """
-    with tempfile.TemporaryDirectory(prefix="hetero-mig-build-") as folder:
-        tasks = {job.name: _task(job, Path(folder), clock) for job in wanted}
+    with folder_of_jobs() as folder:
+        tasks = {job.name: _task(job, folder, clock) for job in wanted}
         with Supervisor(tasks, clock, NO_STALLS_S) as workers:
             return _all_of(wanted, workers, told)
+
+
+@contextmanager
+def folder_of_jobs() -> Iterator[Path]:
+    """For what the jobs' processes leave, while they run. What builders left that were killed goes with it."""
+    for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
+        with suppress(OSError), _alone_in(left, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else it is in use
+            if left.stat().st_uid == os.getuid() and any(
+                left.iterdir()
+            ):  # an empty one may be about to be locked
+                shutil.rmtree(left, ignore_errors=True)
+
+    with tempfile.TemporaryDirectory(prefix=FOLDERS) as folder, _alone_in(Path(folder), fcntl.LOCK_EX):
+        yield Path(folder)
+
+
+@contextmanager
+def _alone_in(folder: Path, operation: int) -> Iterator[None]:
+    """With the folder's lock; OSError where another process has it, or it is no folder."""
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, operation)
+        yield
+    finally:
+        os.close(lock)
 
 
 def _all_of(wanted: Sequence[Job], workers: Supervisor, told: Told) -> list[Outcome]:
