@@ -46,7 +46,7 @@ class Outcome:
 
     job: Job
     engine: dict[str, Any]
-    """As the worker told it: how, key, batch_sizes, took_s; empty where it failed."""
+    """As the worker told it: how, key, batch_sizes, took_s, refusal where it is not kept; empty where there is none."""
     failure: str = ""
     asked_wrongly: bool = False
 
@@ -97,9 +97,8 @@ def folder_of_jobs() -> Iterator[Path]:
     """For what the jobs' processes leave, while they run. What builders left that were killed goes with it."""
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
         with suppress(OSError), _alone_in(left, fcntl.LOCK_EX | fcntl.LOCK_NB):  # else it is in use
-            if left.stat().st_uid == os.getuid() and any(
-                left.iterdir()
-            ):  # an empty one may be about to be locked
+            is_filled = any(left.iterdir())  # an empty one may be about to be locked
+            if is_filled and left.stat().st_uid == os.getuid():
                 shutil.rmtree(left, ignore_errors=True)
 
     with tempfile.TemporaryDirectory(prefix=FOLDERS) as folder, _alone_in(Path(folder), fcntl.LOCK_EX):

@@ -221,9 +221,7 @@ class HfModel:
 
     def _pretrained(self, source: Path) -> nn.Module:
         auto: Any = AUTO[self._config.task]
-        config = self._with_padding(
-            transformers.AutoConfig.from_pretrained(self._config.folder, local_files_only=True)
-        )
+        config = self._shape()
         tensors = read_state_dict(source)  # transformers' own reader names no file where one is damaged
         check_finite(source, tensors)
         # The bar's lock is a semaphore, which a worker's end would leave behind.
@@ -255,14 +253,15 @@ class HfModel:
 
     def _random(self) -> nn.Module:
         auto: Any = AUTO[self._config.task]
-        config = transformers.AutoConfig.from_pretrained(self._config.folder, local_files_only=True)
         with seeded(self._options.seed):
-            network: nn.Module = auto.from_config(self._with_padding(config))
+            network: nn.Module = auto.from_config(self._shape())
 
         return network
 
-    def _with_padding(self, config: Any) -> Any:
-        """Classifiers made of decoders look for the last token that is no padding, and refuse batches without it."""
+    def _shape(self) -> Any:
+        """transformers' own configuration, with a token that pads: classifiers made of decoders look for the last one
+        that is none, and refuse batches without."""
+        config = transformers.AutoConfig.from_pretrained(self._config.folder, local_files_only=True)
         if not self._config.side and getattr(config, "pad_token_id", None) is None:
             config.pad_token_id = padding_of(self._config)
 

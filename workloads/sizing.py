@@ -70,7 +70,7 @@ def fit(
     duration_ms = max(1, round(duration_s * 1e3))
     if settings.scenario is Scenario.OFFLINE:
         generated = max(queries, GENERATED_QUERIES[settings.scenario] * qps * duration_ms / 1e3)
-        queries = math.ceil(generated / batch_size) * batch_size
+        queries = _in_whole_batches(generated, batch_size)
 
     asked = replace(settings, min_duration_ms=duration_ms, min_query_count=queries, target_qps=qps)
     return asked, notes
@@ -89,13 +89,17 @@ def bounded(
         duration_s, least = max(left_ns / 1e9, 0.001), 1
 
     wanted = max(OFFLINE_MARGIN * samples_per_s * duration_s, least)
-    samples = math.ceil(min(wanted, MAX_SAMPLES_PER_TEST) / batch_size) * batch_size
+    samples = _in_whole_batches(min(wanted, MAX_SAMPLES_PER_TEST), batch_size)
     return replace(
         settings,
         min_duration_ms=max(1, int(min(duration_s, samples / (OFFLINE_MARGIN * samples_per_s)) * 1e3)),
         min_query_count=samples,
         target_qps=samples_per_s,
     )
+
+
+def _in_whole_batches(samples: float, batch_size: int) -> int:
+    return math.ceil(samples / batch_size) * batch_size
 
 
 def was_through_early(asked: LoadgenSettings, batches: Batches) -> bool:

@@ -133,9 +133,10 @@ def load_weights(
         if key.endswith(".num_batches_tracked"):
             found[key] = wanted[key]
 
-    complaint = _mismatch(wanted, found)
-    if complaint:
-        kind = WrongShape if complaint.startswith(WRONG_SHAPE) else WorkloadError
+    misfits = _misfits(wanted, found)
+    if misfits:
+        kind = WrongShape if list(misfits) == [WRONG_SHAPE] else WorkloadError
+        complaint = "; ".join(f"{what} {_some(keys)}" for what, keys in misfits.items())
         raise kind(f"weights {path} do not fit {type(module).__name__}: {complaint}")
 
     check_finite(path, found)
@@ -143,7 +144,7 @@ def load_weights(
 
 
 def check_finite(source: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Whatever such weights answer is not a number, and every run of theirs answers the same.
+    """Refuse weights that answer with no numbers, whatever they are asked.
 
     Raises:
         WorkloadError: values that are not finite; names ``source`` and keys.
@@ -281,34 +282,24 @@ def _without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def _mismatch(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:
-    """What does not fit, in words; empty if all does."""
-    missing = [key for key in wanted if key not in found]
-    unexpected = [key for key in found if key not in wanted]
-    misshapen = [
-        f"{key} is {list(found[key].shape)}, the model has {list(tensor.shape)}"
-        for key, tensor in wanted.items()
-        if key in found and found[key].shape != tensor.shape
-    ]
-    unlike = [
-        f"{key} is {found[key].dtype}".replace("torch.", "")
-        for key, tensor in wanted.items()
-        if key in found and tensor.is_floating_point() and not found[key].is_floating_point()
-    ]
-    parts = []
-    if missing:
-        parts.append(f"missing {_some(missing)}")
-
-    if unexpected:
-        parts.append(f"unexpected {_some(unexpected)}")
-
-    if unlike:
-        parts.append(f"no real numbers {_some(unlike)}")
-
-    if misshapen:
-        parts.append(f"{WRONG_SHAPE} {_some(misshapen)}")
-
-    return "; ".join(parts)
+def _misfits(wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, list[str]]:
+    """What does not fit, in words, and the keys; empty if all does."""
+    shared = [(key, tensor, found[key]) for key, tensor in wanted.items() if key in found]
+    misfits = {
+        "missing": [key for key in wanted if key not in found],
+        "unexpected": [key for key in found if key not in wanted],
+        "no real numbers": [
+            f"{key} is {theirs.dtype}".replace("torch.", "")
+            for key, ours, theirs in shared
+            if ours.is_floating_point() and not theirs.is_floating_point()
+        ],
+        WRONG_SHAPE: [
+            f"{key} is {list(theirs.shape)}, the model has {list(ours.shape)}"
+            for key, ours, theirs in shared
+            if ours.shape != theirs.shape
+        ],
+    }
+    return {what: keys for what, keys in misfits.items() if keys}
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -59,6 +59,15 @@ def folder_of(folder: Path, architecture: str, config: dict[str, Any], **more: A
     return folder
 
 
+def with_weights(folder: Path) -> Path:
+    """A masked language model's, random weights included."""
+    from transformers import AutoConfig, AutoModelForMaskedLM
+
+    folder_of(folder, "BertForMaskedLM", BERT)
+    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(folder)
+    return folder
+
+
 def loaded(
     folder: Path, *, precision: Precision = "fp32", weights: Path | None = None, data: Path | None = None
 ) -> Workload:
@@ -182,10 +191,7 @@ def test_bf16_computes_in_bf16_and_refers_to_fp32(tmp_path: Path):
 
 
 def test_a_checkpoint_of_another_task_is_refused_by_its_keys(tmp_path: Path):
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
-    folder = folder_of(tmp_path / "tiny", "BertForMaskedLM", BERT)
-    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(folder)).save_pretrained(tmp_path / "kept")
+    with_weights(tmp_path / "kept")
     folder_of(tmp_path / "kept", "BertForSequenceClassification", BERT | LABELS)
     with pytest.raises(
         WorkloadError, match=r"lack \d+ of the keys of BertForSequenceClassification .*classifier\.bias"
@@ -234,20 +240,14 @@ def with_a_value_that_is_none(path: Path) -> None:
     ids=["cut short", "missing shard", "another shape", "not finite", "unknown model type"],
 )
 def test_a_folder_that_cannot_be_loaded_is_named_with_what_is_wrong(tmp_path: Path, spoil: Any, says: str):
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
-    kept = folder_of(tmp_path / "kept", "BertForMaskedLM", BERT)
-    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(kept)).save_pretrained(kept)
+    kept = with_weights(tmp_path / "kept")
     spoil(kept)
     with pytest.raises(WorkloadError, match=says):
         loaded(kept)
 
 
 def test_loading_leaves_no_semaphore_behind(tmp_path: Path):
-    from transformers import AutoConfig, AutoModelForMaskedLM
-
-    kept = folder_of(tmp_path / "kept", "BertForMaskedLM", BERT)
-    AutoModelForMaskedLM.from_config(AutoConfig.from_pretrained(kept)).save_pretrained(kept)
+    kept = with_weights(tmp_path / "kept")
     program = (
         "import sys; from pathlib import Path; from multiprocessing import resource_tracker as tracker;"
         "from tests.unit.test_hf import loaded;"
